@@ -1,0 +1,1 @@
+"""The command line: the one place that reads settings and wires the four packages together."""

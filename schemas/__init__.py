@@ -1,0 +1,5 @@
+"""The contracts, under all three packages: what events mean, and how answers are dressed.
+
+Read events.py (the facts), incoming.py (the rules they keep), then vocabulary.py and outgoing.py (the answers).
+Nothing here does I/O.
+"""
