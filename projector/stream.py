@@ -1,0 +1,468 @@
+"""What becomes of an event in its stream: it folds, waits, is set aside or was seen before. No I/O, no clock.
+
+A *stream* is all events of one prescription. ``fold`` takes the stored state of one stream and what a batch brings for
+it, in log order, and returns the state after. The rules are those of docs/events.md ("What becomes of an event");
+they depend on the log alone, so a rebuild comes to the same rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from math import inf
+
+from projector.batch import Accepted, FieldError, Position, Quarantined, Reason, Record
+from projector.prescription import Kind, Prescription, contradiction, evolve
+from schemas.events import Cancelled, Created, Deleted, Event, Expired
+from schemas.incoming import TYPE_OF
+
+KEY_BYTES = 16
+POSITION_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a stream remembers of the events that folded.
+
+    ``keys`` are their idempotency keys, 16 bytes each, for good; ``positions`` their places in the log, 12 bytes each
+    (partition, offset; big endian), none once the prescription is deleted. ``next_sequence`` is the number expected
+    next, None on a stream without sequences; ``passed`` are numbers above it that count as seen.
+    """
+
+    keys: bytes = b""
+    positions: bytes = b""
+    next_sequence: int | None = None
+    passed: tuple[int, ...] = ()
+
+    def has(self, key: bytes) -> bool:
+        """Whether an event with this idempotency key folded."""
+        at = self.keys.find(key)
+        while at % KEY_BYTES and at >= 0:
+            at = self.keys.find(key, at + 1)
+        return at >= 0
+
+    @property
+    def count(self) -> int:
+        """Return how many events folded: the version of the prescription."""
+        return len(self.keys) // KEY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A record that did not fold. ``stands_at`` is its place in the stream: its offset, or that of what it repairs.
+
+    ``state`` is open, parked, repaired, retried or skipped. ``record`` is None once its content is gone (deletion).
+    """
+
+    position: Position
+    stream_key: str | None
+    stands_at: int
+    state: str
+    reason: Reason
+    errors: tuple[FieldError, ...]
+    timestamp_ms: int
+    record: Record | None
+    sequence: int | None = None
+    event_key: bytes | None = None
+    event_source: str | None = None
+    event_id: str | None = None
+    event_type: str | None = None
+    nhs_number: str | None = None
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the record, on a stream that is not deleted, holds back what comes after it."""
+        return self.state == "open" and self.reason not in {Reason.MISROUTED, Reason.DELETED}
+
+    def without_content(self) -> SetAside:
+        """Keep position and reason, lose the rest: what a deletion leaves."""
+        return replace(self, errors=(), record=None, event_source=None, event_id=None, event_type=None, nhs_number=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked record and what it decodes to today."""
+
+    set_aside: SetAside
+    item: Accepted | Quarantined
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream as stored. ``parked`` is None while its parked records, if it ``has_parked``, were not loaded."""
+
+    key: str
+    partition: int
+    prescription: Prescription | None = None
+    history: History = History()
+    open: tuple[SetAside, ...] = ()
+    has_parked: bool = False
+    parked: tuple[Parked, ...] | None = None
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether events folded and left no prescription."""
+        return self.prescription is None and bool(self.history.keys)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of a batch's events."""
+
+    folded: int = 0
+    duplicates: int = 0
+    parked: int = 0
+    quarantined: int = 0
+    repaired: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add another batch's or stream's counts."""
+        self.folded += other.folded
+        self.duplicates += other.duplicates
+        self.parked += other.parked
+        self.quarantined += other.quarantined
+        self.repaired += other.repaired
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedStream:
+    """The stream after a batch, and what to write: set-aside records to save, positions of those that are gone."""
+
+    before: Stream
+    prescription: Prescription | None
+    history: History
+    set_aside: dict[Position, SetAside]
+    removed: frozenset[Position]
+    deleted: bool
+    counts: Counts
+
+
+class Outcome(Enum):
+    """What became of one event when it was tried."""
+
+    FOLDED = auto()
+    DUPLICATE = auto()
+    PARKED = auto()
+    QUARANTINED = auto()
+
+
+def needs_parked(stream: Stream, items: Sequence[Accepted | Quarantined]) -> bool:
+    """Whether folding ``items`` can move parked records, so that the shell must load them first.
+
+    A blocked stream moves only when one of its open records is repaired: a long queue behind a block then costs
+    nothing.
+    """
+    if not stream.has_parked:
+        return False
+    keys = {item.event.envelope.key for item in items if isinstance(item, Accepted)}
+    if any(record.event_key in keys for record in stream.open):
+        return True
+    if any(record.blocks for record in stream.open):
+        return False
+    expected = stream.history.next_sequence
+    if expected is None:
+        return bool(keys)
+    return any(isinstance(item, Accepted) and (item.event.envelope.sequence or 0) <= expected for item in items)
+
+
+def fold(stream: Stream, items: Sequence[Accepted | Quarantined]) -> FoldedStream:
+    """Return ``stream`` after ``items``, which stand in log order. The arguments are left as they are."""
+    folding = _Folding(stream)
+    for item in items:
+        if isinstance(item, Accepted):
+            folding.accept(item)
+        else:
+            folding.quarantine(item)
+    return folding.result()
+
+
+@dataclass(slots=True)
+class _Folding:
+    """The private copy that ``fold`` changes."""
+
+    stream: Stream
+    prescription: Prescription | None = field(init=False)
+    history: History = field(init=False)
+    open: list[SetAside] = field(init=False)
+    parked: dict[Position, Parked] = field(init=False)
+    known: dict[Position, SetAside] = field(init=False)
+    saved: dict[Position, SetAside] = field(default_factory=dict)
+    removed: set[Position] = field(default_factory=set)
+    deleted: bool = False
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        self.prescription = self.stream.prescription
+        self.history = self.stream.history
+        self.open = list(self.stream.open)
+        self.parked = {parked.set_aside.position: parked for parked in self.stream.parked or ()}
+        self.known = {position: parked.set_aside for position, parked in self.parked.items()}
+
+    def result(self) -> FoldedStream:
+        return FoldedStream(
+            before=self.stream,
+            prescription=self.prescription,
+            history=self.history,
+            set_aside=self.saved,
+            removed=frozenset(self.removed),
+            deleted=self.deleted,
+            counts=self.counts,
+        )
+
+    @property
+    def is_deleted(self) -> bool:
+        return self.prescription is None and bool(self.history.keys)
+
+    def first_block(self) -> float:
+        """Return where the first record that blocks stands; nothing after it moves."""
+        if self.is_deleted:
+            return inf
+        return min((record.stands_at for record in self.open if record.blocks), default=inf)
+
+    # what arrives -----------------------------------------------------------------------------------------------------
+
+    def accept(self, item: Accepted) -> None:
+        """An event that keeps the contract arrives: duplicate, repair, blocked, then whether it may fold."""
+        key = item.event.envelope.key
+        if self.history.has(key):
+            self.counts.duplicates += 1
+            return
+        offset = item.record.position.offset
+        repaired = [record for record in self.open if record.event_key == key]
+        for record in repaired:
+            self.settle(record, "repaired")
+            self.counts.repaired += 1
+        stands_at = min((record.stands_at for record in repaired), default=offset)
+        if self.first_block() < stands_at:
+            self.park(item, stands_at, Reason.BEHIND_BLOCK)
+            outcome = Outcome.PARKED
+        else:
+            outcome = self.attempt(item, stands_at)
+        if repaired or outcome is Outcome.FOLDED:
+            self.release()
+
+    def quarantine(self, item: Quarantined) -> None:
+        """A record that breaks the contract arrives; it blocks from its own offset on."""
+        self.set_open(_set_aside(item, item.record.position.offset, "open", item.reason, item.errors))
+
+    # what it means ----------------------------------------------------------------------------------------------------
+
+    def attempt(self, item: Accepted, stands_at: int) -> Outcome:
+        """Try an event that nothing holds back: fold it, park it or set it aside."""
+        event = item.event
+        if self.is_deleted:
+            return self.refuse(item, stands_at, Reason.DELETED, FieldError("subject", "the prescription is deleted"))
+        created = self.prescription is not None and self.prescription.kind is Kind.CREATED
+        if created and isinstance(event, Created):
+            return self.refuse(
+                item,
+                stands_at,
+                Reason.DUPLICATE_PRESCRIPTION,
+                FieldError("subject", "a prescription with this id was created by another event"),
+            )
+        if not created and not _may_precede_created(event, placeholder=self.prescription is not None):
+            return self.park(item, stands_at, Reason.NOT_CREATED)
+        sequence = event.envelope.sequence
+        if self.expects_sequence(event):
+            expected = self.history.next_sequence or 1
+            if sequence is None:
+                return self.refuse(
+                    item,
+                    stands_at,
+                    Reason.SEQUENCE_CONFLICT,
+                    FieldError("sequence", f"missing on a stream that has sequences; expected {expected}"),
+                )
+            if sequence < expected or sequence in self.history.passed:
+                return self.refuse(
+                    item,
+                    stands_at,
+                    Reason.SEQUENCE_CONFLICT,
+                    FieldError("sequence", f"already seen; expected {expected}"),
+                )
+            if sequence > expected:
+                return self.park(item, stands_at, Reason.SEQUENCE_GAP)
+        return self.evolve(item, stands_at)
+
+    def expects_sequence(self, event: Event) -> bool:
+        """The first event that folds decides whether the stream has sequences."""
+        if self.history.keys:
+            return self.history.next_sequence is not None
+        return event.envelope.sequence is not None
+
+    def evolve(self, item: Accepted, stands_at: int) -> Outcome:
+        event = item.event
+        try:
+            refused = contradiction(self.prescription, event) if self.prescription is not None else None
+            after = self.prescription if refused is not None else evolve(self.prescription, event)
+        except Exception as error:  # a bug of ours on this one event must not stop every other prescription
+            message = f"the fold raised {type(error).__name__}: a defect of this version, not of the event"
+            return self.refuse(item, stands_at, Reason.FOLD_FAILED, FieldError("", message))
+        if refused is not None:
+            return self.refuse(item, stands_at, Reason.ILLEGAL_TRANSITION, refused)
+        had_sequences = self.expects_sequence(event)
+        self.prescription = after
+        self.history = _remembering(self.history, item, sequenced=had_sequences)
+        self.counts.folded += 1
+        if isinstance(event, Deleted):
+            self.forget()
+        return Outcome.FOLDED
+
+    def forget(self) -> None:
+        """A deletion leaves idempotency keys; parked events will never fold; what was set aside loses its content."""
+        self.deleted = True
+        self.history = History(keys=self.history.keys)
+        for parked in self.parked.values():
+            record = replace(parked.set_aside, state="open", reason=Reason.DELETED)
+            self.saved[record.position] = record
+            self.open.append(record)
+            self.counts.quarantined += 1
+        self.parked.clear()
+        self.open = [record.without_content() for record in self.open]
+        self.saved = {position: record.without_content() for position, record in self.saved.items()}
+
+    # what waits -------------------------------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Try the parked events that stand before the first block, until none moves."""
+        if self.stream.has_parked and self.stream.parked is None:
+            raise AssertionError("needs_parked said that the parked records are not needed")
+        waiting = self.in_order()
+        stayed: list[Parked] = []
+        while waiting:
+            parked = waiting.popleft()
+            position = parked.set_aside.position
+            if position not in self.parked or parked.set_aside.stands_at > self.first_block():
+                continue
+            had_sequences = self.history.next_sequence is not None
+            outcome = self.retry(parked)
+            if outcome is Outcome.PARKED:
+                stayed.append(self.parked[position])
+            elif outcome is Outcome.FOLDED:
+                if had_sequences != (self.history.next_sequence is not None):
+                    waiting = self.in_order()
+                else:
+                    waiting.extendleft(reversed(stayed))
+                stayed.clear()
+
+    def in_order(self) -> deque[Parked]:
+        """By sequence, then place, those without a sequence last; on a stream without sequences by place."""
+        sequenced = self.history.next_sequence is not None
+
+        def order(parked: Parked) -> tuple[float, int]:
+            sequence = parked.set_aside.sequence if sequenced else 0
+            return (inf if sequence is None else sequence, parked.set_aside.stands_at)
+
+        return deque(sorted(self.parked.values(), key=order))
+
+    def retry(self, parked: Parked) -> Outcome:
+        """Try a parked event again; its row goes when it folds or turns out to be a copy."""
+        record, item = parked.set_aside, parked.item
+        del self.parked[record.position]
+        if isinstance(item, Quarantined):
+            self.set_open(_set_aside(item, record.stands_at, "open", item.reason, item.errors))
+            return Outcome.QUARANTINED
+        if self.history.has(item.event.envelope.key):
+            self.counts.duplicates += 1
+            self.remove(record.position)
+            return Outcome.DUPLICATE
+        outcome = self.attempt(item, record.stands_at)
+        if outcome is Outcome.FOLDED:
+            self.remove(record.position)
+        return outcome
+
+    # where it goes ----------------------------------------------------------------------------------------------------
+
+    def park(self, item: Accepted, stands_at: int, reason: Reason) -> Outcome:
+        record = _set_aside(item, stands_at, "parked", reason, ())
+        known = self.known.get(record.position)
+        if known is None:
+            self.counts.parked += 1
+        if known != record:
+            self.saved[record.position] = self.known[record.position] = record
+        self.parked[record.position] = Parked(record, item)
+        return Outcome.PARKED
+
+    def remove(self, position: Position) -> None:
+        self.saved.pop(position, None)
+        self.removed.add(position)
+
+    def refuse(self, item: Accepted, stands_at: int, reason: Reason, error: FieldError) -> Outcome:
+        self.set_open(_set_aside(item, stands_at, "open", reason, (error,)))
+        return Outcome.QUARANTINED
+
+    def set_open(self, record: SetAside) -> None:
+        if self.is_deleted:
+            record = record.without_content()
+        self.open.append(record)
+        self.saved[record.position] = record
+        self.counts.quarantined += 1
+
+    def settle(self, record: SetAside, state: str) -> None:
+        self.open.remove(record)
+        self.saved[record.position] = replace(record, state=state)
+
+
+def _may_precede_created(event: Event, *, placeholder: bool) -> bool:
+    """Whether an event folds on a stream that does not exist yet or holds early cancellations only."""
+    if isinstance(event, Cancelled):
+        return event.outcome == "pending" or (placeholder and event.outcome == "unsuccessful")
+    return isinstance(event, Created) or (placeholder and isinstance(event, Expired | Deleted))
+
+
+def _remembering(history: History, item: Accepted, *, sequenced: bool) -> History:
+    position = item.record.position
+    place = position.partition.to_bytes(4, "big") + position.offset.to_bytes(8, "big")
+    next_sequence, passed = history.next_sequence, history.passed
+    if sequenced:
+        next_sequence = (item.event.envelope.sequence or 0) + 1
+        while next_sequence in passed:
+            passed = tuple(number for number in passed if number != next_sequence)
+            next_sequence += 1
+    return History(history.keys + item.event.envelope.key, history.positions + place, next_sequence, passed)
+
+
+def _set_aside(
+    item: Accepted | Quarantined, stands_at: int, state: str, reason: Reason, errors: tuple[FieldError, ...]
+) -> SetAside:
+    record = item.record
+    if isinstance(item, Quarantined):
+        return SetAside(
+            position=record.position,
+            stream_key=item.stream_key,
+            stands_at=stands_at,
+            state=state,
+            reason=reason,
+            errors=errors,
+            timestamp_ms=record.timestamp_ms,
+            record=record,
+            sequence=item.sequence,
+            event_key=item.event_key,
+            event_source=item.event_source,
+            event_id=item.event_id,
+            event_type=item.event_type,
+            nhs_number=item.nhs_number,
+        )
+    event = item.event
+    return SetAside(
+        position=record.position,
+        stream_key=event.envelope.stream_key,
+        stands_at=stands_at,
+        state=state,
+        reason=reason,
+        errors=errors,
+        timestamp_ms=record.timestamp_ms,
+        record=record,
+        sequence=event.envelope.sequence,
+        event_key=event.envelope.key,
+        event_source=event.envelope.source,
+        event_id=event.envelope.id,
+        event_type=TYPE_OF[type(event)],
+        nhs_number=event.nhs_number if isinstance(event, Created) else None,
+    )
+
+
+def mark(item: Quarantined) -> SetAside:
+    """Return a record that blocks no stream: misrouted (it marks the stream it names), or of a stream unknown."""
+    return _set_aside(item, item.record.position.offset, "open", item.reason, item.errors)
