@@ -34,29 +34,46 @@ from schemas.events import (
     Released,
     Returned,
 )
-from schemas.statuses import IssueStatus as PS
-from schemas.statuses import LineItemStatus as LI
+from schemas.statuses import IssueStatus, LineItemStatus
 
 REPEAT_DISPENSING = "0003"
 FUTURE_DATED_AFTER = timedelta(hours=24)
 
-WITH_A_DISPENSER = frozenset({PS.WITH_DISPENSER, PS.WITH_DISPENSER_ACTIVE})
-COMPLETED_BY_DISPENSING = frozenset({PS.DISPENSED, PS.NOT_DISPENSED})
-FUTURE = frozenset({PS.REPEAT_DISPENSE_FUTURE_INSTANCE, PS.FUTURE_DATED_PRESCRIPTION})
-BEFORE_RELEASE = frozenset({PS.AWAITING_RELEASE_READY, PS.TO_BE_DISPENSED})
+WITH_A_DISPENSER = frozenset({IssueStatus.WITH_DISPENSER, IssueStatus.WITH_DISPENSER_ACTIVE})
+COMPLETED_BY_DISPENSING = frozenset({IssueStatus.DISPENSED, IssueStatus.NOT_DISPENSED})
+FUTURE = frozenset({IssueStatus.REPEAT_DISPENSE_FUTURE_INSTANCE, IssueStatus.FUTURE_DATED_PRESCRIPTION})
+BEFORE_RELEASE = frozenset({IssueStatus.AWAITING_RELEASE_READY, IssueStatus.TO_BE_DISPENSED})
 IN_PROGRESS = BEFORE_RELEASE | WITH_A_DISPENSER | FUTURE
-EXPIRABLE = IN_PROGRESS | {PS.PENDING_CANCELLATION}
-FINAL = frozenset({PS.EXPIRED, PS.CANCELLED, PS.DISPENSED, PS.NOT_DISPENSED, PS.CLAIMED, PS.NO_CLAIMED})
-BEYOND_CANCELLING = FINAL - {PS.CANCELLED}
+EXPIRABLE = IN_PROGRESS | {IssueStatus.PENDING_CANCELLATION}
+FINAL = frozenset(
+    {
+        IssueStatus.EXPIRED,
+        IssueStatus.CANCELLED,
+        IssueStatus.DISPENSED,
+        IssueStatus.NOT_DISPENSED,
+        IssueStatus.CLAIMED,
+        IssueStatus.NO_CLAIMED,
+    }
+)
+BEYOND_CANCELLING = FINAL - {IssueStatus.CANCELLED}
 
-ACTIVE_ITEM = frozenset({LI.TO_BE_DISPENSED, LI.WITH_DISPENSER, LI.PARTIAL_DISPENSED, LI.NOT_DISPENSED_OWING})
-UNFINISHED_ITEM = frozenset({LI.PARTIAL_DISPENSED, LI.NOT_DISPENSED_OWING, LI.WITH_DISPENSER})
-CLOSED_ITEM = frozenset({LI.CANCELLED, LI.EXPIRED})
+ACTIVE_ITEM = frozenset(
+    {
+        LineItemStatus.TO_BE_DISPENSED,
+        LineItemStatus.WITH_DISPENSER,
+        LineItemStatus.PARTIAL_DISPENSED,
+        LineItemStatus.NOT_DISPENSED_OWING,
+    }
+)
+UNFINISHED_ITEM = frozenset(
+    {LineItemStatus.PARTIAL_DISPENSED, LineItemStatus.NOT_DISPENSED_OWING, LineItemStatus.WITH_DISPENSER}
+)
+CLOSED_ITEM = frozenset({LineItemStatus.CANCELLED, LineItemStatus.EXPIRED})
 ITEM_AFTER_EXPIRY = {
-    LI.TO_BE_DISPENSED: LI.EXPIRED,
-    LI.WITH_DISPENSER: LI.EXPIRED,
-    LI.PARTIAL_DISPENSED: LI.FULLY_DISPENSED,
-    LI.NOT_DISPENSED_OWING: LI.NOT_DISPENSED,
+    LineItemStatus.TO_BE_DISPENSED: LineItemStatus.EXPIRED,
+    LineItemStatus.WITH_DISPENSER: LineItemStatus.EXPIRED,
+    LineItemStatus.PARTIAL_DISPENSED: LineItemStatus.FULLY_DISPENSED,
+    LineItemStatus.NOT_DISPENSED_OWING: LineItemStatus.NOT_DISPENSED,
 }
 
 
@@ -204,14 +221,16 @@ def contradiction(state: Prescription, event: Event) -> FieldError | None:
         case DispenseWithdrawn():
             return dispense_withdrawn_contradicts(state, event)
         case Returned():
-            return status_contradicts(state, event.issue_number, {PS.WITH_DISPENSER})
+            return status_contradicts(state, event.issue_number, {IssueStatus.WITH_DISPENSER})
         case Cancelled():
             return cancelled_contradicts(state, event)
         case Claimed():
-            allowed = {PS.DISPENSED, PS.NO_CLAIMED, *([PS.CLAIMED] if event.amends else [])}
+            allowed = {IssueStatus.DISPENSED, IssueStatus.NO_CLAIMED, *([IssueStatus.CLAIMED] if event.amends else [])}
             return status_contradicts(state, event.issue_number, allowed)
         case NotClaimed():
-            return status_contradicts(state, event.issue_number, {PS.DISPENSED, PS.WITH_DISPENSER_ACTIVE})
+            return status_contradicts(
+                state, event.issue_number, {IssueStatus.DISPENSED, IssueStatus.WITH_DISPENSER_ACTIVE}
+            )
         case Expired():
             return status_contradicts(state, event.issue_number, EXPIRABLE)
         case Corrected():
@@ -269,10 +288,11 @@ def created(state: Prescription | None, event: Created) -> Prescription:
     issues = tuple(
         Issue(
             number=number,
-            status=_first_status(event) if number == 1 else PS.REPEAT_DISPENSE_FUTURE_INSTANCE,
+            status=_first_status(event) if number == 1 else IssueStatus.REPEAT_DISPENSE_FUTURE_INSTANCE,
             version=version,
             item_statuses=tuple(
-                LI.TO_BE_DISPENSED if number <= item.issues_authorised else LI.EXPIRED for item in event.line_items
+                LineItemStatus.TO_BE_DISPENSED if number <= item.issues_authorised else LineItemStatus.EXPIRED
+                for item in event.line_items
             ),
         )
         for number in range(1, event.issues_authorised + 1)
@@ -307,7 +327,7 @@ def _first_status(event: Created) -> str:
     if event.treatment_type == REPEAT_DISPENSING and event.dispense_window_low is not None:
         starts.append(_midnight(event.dispense_window_low))
     future = max(starts) - event.envelope.time > FUTURE_DATED_AFTER
-    return PS.FUTURE_DATED_PRESCRIPTION if future else PS.TO_BE_DISPENSED
+    return IssueStatus.FUTURE_DATED_PRESCRIPTION if future else IssueStatus.TO_BE_DISPENSED
 
 
 def _with_early_cancellations(state: Prescription, early: tuple[Cancellation, ...]) -> Prescription:
@@ -341,7 +361,7 @@ def issued(state: Prescription, event: Issued) -> Prescription:
     revised = _revised(
         issue,
         version,
-        status=PS.TO_BE_DISPENSED if issue.status == PS.TO_BE_DISPENSED else event.status,
+        status=IssueStatus.TO_BE_DISPENSED if issue.status == IssueStatus.TO_BE_DISPENSED else event.status,
         nominated_download_date=event.nominated_download_date or issue.nominated_download_date,
     )
     return _after(state, event, [revised], current_issue=event.issue_number)
@@ -353,8 +373,8 @@ def released(state: Prescription, event: Released) -> Prescription:
     revised = _revised(
         issue,
         state.version + 1,
-        status=PS.WITH_DISPENSER,
-        item_statuses=_substituted(issue.item_statuses, LI.TO_BE_DISPENSED, LI.WITH_DISPENSER),
+        status=IssueStatus.WITH_DISPENSER,
+        item_statuses=_substituted(issue.item_statuses, LineItemStatus.TO_BE_DISPENSED, LineItemStatus.WITH_DISPENSER),
         dispenser=event.dispensing_organisation,
         releasing=event.dispensing_organisation,
         released_at=event.envelope.time,
@@ -368,8 +388,8 @@ def returned(state: Prescription, event: Returned) -> Prescription:
     revised = _revised(
         issue,
         state.version + 1,
-        status=PS.TO_BE_DISPENSED,
-        item_statuses=_substituted(issue.item_statuses, LI.WITH_DISPENSER, LI.TO_BE_DISPENSED),
+        status=IssueStatus.TO_BE_DISPENSED,
+        item_statuses=_substituted(issue.item_statuses, LineItemStatus.WITH_DISPENSER, LineItemStatus.TO_BE_DISPENSED),
         dispenser=None,
     )
     return _after(state, event, [revised], nominated=state.nominated if event.keep_nomination else None)
@@ -444,8 +464,8 @@ def dispensed(state: Prescription, event: Dispensed) -> Prescription:
 
 def _status_from_items(item_statuses: tuple[str, ...]) -> str:
     if not UNFINISHED_ITEM.isdisjoint(item_statuses):
-        return PS.WITH_DISPENSER_ACTIVE
-    return PS.DISPENSED if LI.FULLY_DISPENSED in item_statuses else PS.NOT_DISPENSED
+        return IssueStatus.WITH_DISPENSER_ACTIVE
+    return IssueStatus.DISPENSED if LineItemStatus.FULLY_DISPENSED in item_statuses else IssueStatus.NOT_DISPENSED
 
 
 def dispense_withdrawn_contradicts(state: Prescription, event: DispenseWithdrawn) -> FieldError | None:
@@ -453,7 +473,7 @@ def dispense_withdrawn_contradicts(state: Prescription, event: DispenseWithdrawn
     issue = state.issue(event.issue_number)
     if issue is None:
         return NO_SUCH_ISSUE
-    if issue.status in {PS.CLAIMED, PS.NO_CLAIMED}:
+    if issue.status in {IssueStatus.CLAIMED, IssueStatus.NO_CLAIMED}:
         return FieldError("data.issueNumber", f"the issue is at {issue.status}: nothing can be withdrawn")
     last = state.last_notification(issue.number)
     if last is None or last.id != event.notification_id:
@@ -465,14 +485,17 @@ def dispense_withdrawn(state: Prescription, event: DispenseWithdrawn) -> Prescri
     """The issue is as before its last notification, except where the record keeps it at 0003 or shows a date."""
     issue = state.issues[event.issue_number - 1]
     withdrawn = state.last_notification(issue.number)
-    assert withdrawn is not None, "dispense_withdrawn_contradicts was not asked"
+    if withdrawn is None:
+        raise ValueError("ask dispense_withdrawn_contradicts first: the issue has no notification")
     before = withdrawn.before
     repeat_dispensing = state.prescribed.treatment_type == REPEAT_DISPENSING
     revised = _revised(
         issue,
         state.version + 1,
         status=(
-            PS.WITH_DISPENSER_ACTIVE if repeat_dispensing and before.status == PS.WITH_DISPENSER else before.status
+            IssueStatus.WITH_DISPENSER_ACTIVE
+            if repeat_dispensing and before.status == IssueStatus.WITH_DISPENSER
+            else before.status
         ),
         item_statuses=before.item_statuses,
         dispenser=before.dispenser,
@@ -500,7 +523,7 @@ def early_cancelled(event: Cancelled) -> Prescription:
             prescriber=event.cancelling_organisation,
         ),
         nominated=None,
-        issues=(Issue(number=1, status=PS.PENDING_CANCELLATION, version=1, item_statuses=()),),
+        issues=(Issue(number=1, status=IssueStatus.PENDING_CANCELLATION, version=1, item_statuses=()),),
         cancellations=(_entry(event, number=1, first_issue=1),),
     )
 
@@ -568,14 +591,15 @@ def _apply_cancellation(state: Prescription, entry: Cancellation, version: int, 
 
 def _cancelled_issue(issue: Issue, cancelled_item: int | None, version: int, at: datetime) -> Issue:
     if cancelled_item is None:
-        status = PS.CANCELLED
-        items = tuple(LI.CANCELLED if item in ACTIVE_ITEM else item for item in issue.item_statuses)
+        status = IssueStatus.CANCELLED
+        items = tuple(LineItemStatus.CANCELLED if item in ACTIVE_ITEM else item for item in issue.item_statuses)
     else:
         items = tuple(
-            LI.CANCELLED if index == cancelled_item else item for index, item in enumerate(issue.item_statuses)
+            LineItemStatus.CANCELLED if index == cancelled_item else item
+            for index, item in enumerate(issue.item_statuses)
         )
-        status = issue.status if not ACTIVE_ITEM.isdisjoint(items) else PS.CANCELLED
-    completed = status == PS.CANCELLED and issue.status != PS.CANCELLED
+        status = issue.status if not ACTIVE_ITEM.isdisjoint(items) else IssueStatus.CANCELLED
+    completed = status == IssueStatus.CANCELLED and issue.status != IssueStatus.CANCELLED
     return _revised(
         issue,
         version,
@@ -600,7 +624,7 @@ def claimed(state: Prescription, event: Claimed) -> Prescription:
     revised = _revised(
         state.issues[event.issue_number - 1],
         state.version + 1,
-        status=PS.CLAIMED,
+        status=IssueStatus.CLAIMED,
         claimed_at=event.envelope.time,
     )
     return _after(state, event, [revised])
@@ -611,7 +635,7 @@ def not_claimed(state: Prescription, event: NotClaimed) -> Prescription:
     revised = _revised(
         state.issues[event.issue_number - 1],
         state.version + 1,
-        status=PS.NO_CLAIMED,
+        status=IssueStatus.NO_CLAIMED,
         completed_at=_day_of(event.envelope.time),
     )
     return _after(state, event, [revised])
@@ -629,7 +653,7 @@ def _expired_issue(issue: Issue, version: int, at: datetime) -> Issue:
     items = tuple(ITEM_AFTER_EXPIRY.get(item, item) for item in issue.item_statuses)
     if issue.status in FINAL:
         return _revised(issue, version, item_statuses=items)
-    status = PS.DISPENSED if issue.status == PS.WITH_DISPENSER_ACTIVE else PS.EXPIRED
+    status = IssueStatus.DISPENSED if issue.status == IssueStatus.WITH_DISPENSER_ACTIVE else IssueStatus.EXPIRED
     return _revised(issue, version, status=status, item_statuses=items, completed_at=at)
 
 
@@ -697,7 +721,7 @@ def status_contradicts(state: Prescription, issue_number: int, allowed: Iterable
     return FieldError("data.issueNumber", f"the issue is at {issue.status}; allowed from {', '.join(sorted(allowed))}")
 
 
-def _after(state: Prescription, event: Event, revised: list[Issue], **changes: Any) -> Prescription:
+def _after(state: Prescription, event: Event, revised: list[Issue], **changes: Any) -> Prescription:  # noqa: ANN401 - mypy checks each against the fields
     return replace(
         state,
         version=state.version + 1,
@@ -716,7 +740,7 @@ def _replaced(issues: tuple[Issue, ...], revised: list[Issue]) -> tuple[Issue, .
     return tuple(after)
 
 
-def _revised(issue: Issue, version: int, **changes: Any) -> Issue:
+def _revised(issue: Issue, version: int, **changes: Any) -> Issue:  # noqa: ANN401 - as above
     """Return the issue with ``changes`` under the new version, or as it was when nothing changes."""
     if all(getattr(issue, name) == value for name, value in changes.items()):
         return issue

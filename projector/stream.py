@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from math import inf
 
+from schemas.incoming import TYPE_OF
+
 from projector.batch import Accepted, FieldError, Position, Quarantined, Reason, Record
 from projector.prescription import Kind, Prescription, contradiction, evolve
 from schemas.events import Cancelled, Created, Deleted, Event, Expired
-from schemas.incoming import TYPE_OF
 
 KEY_BYTES = 16
 POSITION_BYTES = 12

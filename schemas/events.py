@@ -1,7 +1,8 @@
 """The thirteen events of the contract as plain frozen data, and their union ``Event``.
 
 One class per fact, named after its CloudEvents type: ``eps.prescription.dispense-withdrawn.v1`` is
-``DispenseWithdrawn``, its contract ``DispenseWithdrawnSchema``, its effect ``projector.prescription.dispense_withdrawn``.
+``DispenseWithdrawn``, its contract ``DispenseWithdrawnSchema``, its effect
+``projector.prescription.dispense_withdrawn``.
 Values are already checked and normal: ids in upper case, instants in UTC, defaults filled in (docs/events.md).
 """
 
