@@ -46,7 +46,7 @@ KEY = Text(collation="C")
 
 # Every event updates its prescription's row and its issue's row in place; room in the page lets PostgreSQL do that
 # without touching an index.
-ROOM_FOR_UPDATES = {"postgresql_with": {"fillfactor": "80"}}
+ROOM_FOR_UPDATES = {"fillfactor": "80"}
 
 generation = Table(
     "generation",
@@ -97,7 +97,7 @@ prescription = Table(
     Column("folded_keys", LargeBinary, nullable=False),
     Column("folded_positions", LargeBinary, nullable=False),
     Index("prescription_nhs_number_prescribed_at_ix", "nhs_number", "prescribed_at"),
-    **ROOM_FOR_UPDATES,
+    postgresql_with=ROOM_FOR_UPDATES,
 )
 
 line_item = Table(
@@ -135,7 +135,7 @@ issue = Table(
     Column("releasing_name", Text),
     Column("releasing_telecom", Text),
     Column("releasing_address", Text),
-    **ROOM_FOR_UPDATES,
+    postgresql_with=ROOM_FOR_UPDATES,
 )
 
 dispense_notification = Table(
@@ -238,7 +238,7 @@ VIEWS: dict[str, str] = {
                p.nominated_ods, p.nominated_name, p.nominated_telecom, p.nominated_address,
                p.kind, p.partition_number, p.dispense_window_low, p.dispense_window_high
           FROM {schema}.prescription p
-         WHERE p.kind <> 'deleted'
+         WHERE p.kind IN ('created', 'placeholder')
     """,
     "line_item": """
         SELECT stream_key, item_number, item_id, description, code, quantity::numeric AS quantity, unit, dosage,
@@ -281,7 +281,12 @@ VIEWS: dict[str, str] = {
                              AND o.reason NOT IN ('misrouted', 'deleted')
                            ORDER BY o.stands_at LIMIT 1)
                END AS waiting_for,
-               s.errors, s.since, s.stands_at, s.sequence, s.event_source, s.event_id, s.event_type, s.nhs_number
+               s.errors, s.since, s.stands_at, s.sequence, s.event_source, s.event_id, s.event_type, s.nhs_number,
+               s.stream_key IS NOT NULL
+                   AND ((s.state = 'open' AND s.reason <> 'deleted')
+                        OR (s.state = 'parked' AND s.reason IN ('sequence_gap', 'behind_block')))
+                   AND NOT EXISTS (SELECT FROM {schema}.prescription d
+                                    WHERE d.stream_key = s.stream_key AND d.kind = 'deleted') AS counts
           FROM {schema}.set_aside s
     """,
     "checkpoint": """

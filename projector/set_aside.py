@@ -1,0 +1,185 @@
+"""Loads and saves records that did not fold: quarantined or parked, with reason, place and raw bytes.
+
+Reads come in two sizes: what waits on a stream (few small columns, for every stream of a batch) and the parked
+records with their content (only when something can move them).
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+from psycopg import Connection, Cursor
+
+from projector import tables
+from projector.batch import FieldError, Position, Reason, Record
+from projector.stream import SetAside
+
+COLUMNS = tuple(column.name for column in tables.set_aside.columns)
+# What a deletion takes from a record. Its headers are NULL then and only then.
+NO_CONTENT = (
+    "errors = '[]'::jsonb, event_source = NULL, event_id = NULL, event_type = NULL, nhs_number = NULL, "
+    "record_key = NULL, record_value = NULL, record_headers = NULL"
+)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM {{schema}}.set_aside"  # the schema is formatted in by the callers
+
+
+def load_waiting(
+    connection: Connection[Any], schema: str, keys: Sequence[str]
+) -> dict[str, tuple[tuple[SetAside, ...], bool]]:
+    """Return, per stream that has any, its open records by place and whether records are parked."""
+    opened: dict[str, list[SetAside]] = {}
+    rows = connection.execute(
+        f"{SELECT.format(schema=schema)} WHERE state = 'open' AND stream_key = ANY(%s) AND reason <> 'misrouted' "
+        "ORDER BY stream_key, stands_at, record_offset",
+        (keys,),
+        prepare=True,
+    )
+    for row in rows:
+        record = _loaded(row)
+        opened.setdefault(str(record.stream_key), []).append(record)
+    parked = connection.execute(
+        f"SELECT k FROM unnest(%s::text[]) k WHERE EXISTS (SELECT 1 FROM {schema}.set_aside s "
+        "WHERE s.stream_key = k COLLATE \"C\" AND s.state = 'parked')",
+        (keys,),
+        prepare=True,
+    )
+    has_parked = {row[0] for row in parked}
+    return {key: (tuple(opened.get(key, ())), key in has_parked) for key in opened.keys() | has_parked}
+
+
+def load_parked(connection: Connection[Any], schema: str, keys: Sequence[str]) -> dict[str, list[SetAside]]:
+    """Return the parked records of each stream with their content, by place."""
+    parked: dict[str, list[SetAside]] = {key: [] for key in keys}
+    rows = connection.execute(
+        f"{SELECT.format(schema=schema)} WHERE state = 'parked' AND stream_key = ANY(%s) "
+        "ORDER BY stream_key, stands_at, record_offset",
+        (keys,),
+    )
+    for row in rows:
+        record = _loaded(row)
+        parked[str(record.stream_key)].append(record)
+    return parked
+
+
+def save(
+    cursor: Cursor[Any],
+    schema: str,
+    records: Iterable[SetAside],
+    *,
+    removed: Collection[Position] = (),
+    deleted: Collection[str] = (),
+) -> None:
+    """Write records, remove those that folded, and take the content from all records of deleted streams."""
+    if removed:
+        cursor.execute(
+            f"DELETE FROM {schema}.set_aside WHERE (topic, partition_number, record_offset) IN "
+            "(SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[]))",
+            ([p.topic for p in removed], [p.partition for p in removed], [p.offset for p in removed]),
+        )
+    rows = sorted((_row(record) for record in records), key=lambda row: row[:3])
+    if rows:
+        cursor.executemany(_upsert_sql(schema), rows)
+    if deleted:
+        scrub(cursor, schema, deleted)
+
+
+def mark(cursor: Cursor[Any], schema: str, records: Collection[SetAside]) -> None:
+    """Write records that belong to no stream or only mark one; those that mark a deleted one lose their content."""
+    save(cursor, schema, records)
+    marked = {record.stream_key for record in records if record.stream_key is not None}
+    if marked:
+        scrub_if_deleted(cursor, schema, sorted(marked))
+
+
+def scrub(cursor: Cursor[Any], schema: str, keys: Collection[str]) -> None:
+    """Take the content from every record of these streams."""
+    cursor.execute(
+        f"UPDATE {schema}.set_aside SET {NO_CONTENT} WHERE stream_key = ANY(%s) AND record_headers IS NOT NULL",
+        (sorted(keys),),
+    )
+
+
+def scrub_if_deleted(cursor: Cursor[Any], schema: str, keys: Collection[str] | None = None) -> None:
+    """Take the content from records of deleted streams, among ``keys`` or of all.
+
+    A misrouted record stands in another partition than the deletion, so two workers may write them at the same time
+    and neither sees the other's. Whoever claims a partition therefore looks once more.
+    """
+    among = "" if keys is None else "AND s.stream_key = ANY(%s)"
+    cursor.execute(
+        f"UPDATE {schema}.set_aside s SET {NO_CONTENT} FROM {schema}.prescription p "
+        f"WHERE p.stream_key = s.stream_key AND p.kind = 'deleted' AND s.record_headers IS NOT NULL {among}",
+        () if keys is None else (list(keys),),
+    )
+
+
+def _upsert_sql(schema: str) -> str:
+    keys = ("topic", "partition_number", "record_offset")
+    assigned = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS if column not in keys)
+    return (
+        f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))}) "
+        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {assigned}"
+    )
+
+
+def _row(record: SetAside) -> tuple[Any, ...]:
+    content = record.record
+    return (
+        record.position.topic,
+        record.position.partition,
+        record.position.offset,
+        record.stream_key,
+        record.stands_at,
+        record.state,
+        str(record.reason),
+        orjson.dumps(record.errors).decode(),
+        EPOCH + record.timestamp_ms * MILLISECOND,
+        record.sequence,
+        record.event_key,
+        record.event_source,
+        record.event_id,
+        record.event_type,
+        record.nhs_number,
+        content.key if content else None,
+        content.value if content else None,
+        _dump_headers(content.headers) if content else None,
+    )
+
+
+def _loaded(row: tuple[Any, ...]) -> SetAside:
+    position = Position(row[0], row[1], row[2])
+    timestamp_ms = (row[8] - EPOCH) // MILLISECOND
+    record = None
+    if row[17] is not None:
+        record = Record(position, timestamp_ms, row[15], row[16], _load_headers(row[17]))
+    return SetAside(
+        position=position,
+        stream_key=row[3],
+        stands_at=row[4],
+        state=row[5],
+        reason=Reason(row[6]),
+        errors=tuple(FieldError(error["path"], error["message"]) for error in row[7]),
+        timestamp_ms=timestamp_ms,
+        record=record,
+        sequence=row[9],
+        event_key=row[10],
+        event_source=row[11],
+        event_id=row[12],
+        event_type=row[13],
+        nhs_number=row[14],
+    )
+
+
+def _dump_headers(headers: tuple[tuple[str, bytes | None], ...]) -> bytes:
+    return orjson.dumps([[name, None if value is None else b64encode(value).decode()] for name, value in headers])
+
+
+def _load_headers(stored: bytes) -> tuple[tuple[str, bytes | None], ...]:
+    return tuple((name, None if value is None else b64decode(value)) for name, value in orjson.loads(stored))
