@@ -11,11 +11,11 @@ from hashlib import sha256
 from typing import Any
 
 import orjson
-from schemas.json_schema import event_schemas
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from projector import tables
+from schemas.json_schema import event_schemas
 
 DEFINITION = "1.0"
 

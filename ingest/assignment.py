@@ -1,0 +1,53 @@
+"""Which partitions Kafka gave to this worker, and which of them it has claimed in the database.
+
+Kafka calls the listener on its own I/O thread, where no database work may happen and where a partition without a
+position raises before the poll loop sees it. The listener therefore only notes, seeks and pauses; the poll loop then
+claims the partition's checkpoint, seeks to it and resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from threading import Lock
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+
+
+class Assignment(ConsumerRebalanceListener):  # type: ignore[misc] # kafka-python ships no types
+    """Partitions that came and went since the poll loop last looked."""
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        self._consumer = consumer
+        self._lock = Lock()
+        self._came: set[TopicPartition] = set()
+        self._went: set[TopicPartition] = set()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Hold new partitions still until the poll loop has claimed them."""
+        with self._lock:
+            for partition in assigned:
+                self._consumer.seek(partition, 0)
+                self._consumer.pause(partition)
+                self._came.add(partition)
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Note what the worker has to let go of."""
+        with self._lock:
+            self._came.difference_update(revoked)
+            self._went.update(revoked)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        """Note what was taken from the worker; its next write there fails the fencing comparison anyway."""
+        self.on_partitions_revoked(lost)
+
+    def changes(self) -> tuple[set[TopicPartition], set[TopicPartition]]:
+        """Return, once, the partitions that went and then those that came since the last call."""
+        with self._lock:
+            went, came = self._went, self._came
+            self._went, self._came = set(), set()
+            return went, came
+
+    def put_back(self, partitions: Iterable[TopicPartition]) -> None:
+        """Return partitions that could not be claimed now, for the next look; they stay paused."""
+        with self._lock:
+            self._came.update(set(partitions) & set(self._consumer.assignment()))

@@ -1,0 +1,320 @@
+"""The loop of one worker: poll, project, commit; and what it does when the world gets in its way.
+
+A batch is projected in one transaction with its checkpoints, so the loop never has to know whether an earlier try
+succeeded: the same batch again either finds its checkpoints where it left them, or is told that it was overtaken.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import psycopg
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, OffsetOutOfRangeError
+
+from ingest import metrics
+from ingest.assignment import Assignment
+from ingest.retry import Backoff
+from projector import checkpoints, set_aside
+from projector.batch import Accepted, Position, Quarantined, Record
+from projector.checkpoints import Claim, FencingLost, TopicMismatch
+from projector.read_model import Decode, ReadModel
+from projector.runner import Batch, project_batch
+from projector.stream import Counts
+
+log = logging.getLogger(__name__)
+
+POLL_TIMEOUT_MS = 500
+ENDS_EVERY_SECONDS = 1.0
+ENDS_TIMEOUT_MS = 2_000
+COMMIT_EVERY_SECONDS = 1.0
+HOLD_SLICE_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Worker:
+    """One consumer in the group and one database session, projecting into one generation.
+
+    ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
+    """
+
+    topic: str
+    partitions: int
+    topic_id: str | None
+    read_model: ReadModel
+    decode: Decode
+    make_consumer: Callable[[], KafkaConsumer]
+    connect: Callable[[], psycopg.Connection[Any]]
+    owner: str
+    batch_records: int
+    stopping: Event
+    counts: Counts = field(default_factory=Counts)
+    _claims: dict[int, Claim] = field(default_factory=dict)
+    _backoff: Backoff = field(default_factory=Backoff)
+    _session: psycopg.Connection[Any] | None = None
+    _ends: tuple[Any, dict[int, int]] | None = None
+    _ends_asked_at: float = 0.0
+    _committed_at: float = 0.0
+
+    def run(self) -> None:
+        """Project until asked to stop; TopicMismatch when the topic is not what the generation was built from."""
+        while not self.stopping.is_set():
+            consumer = self.make_consumer()
+            assignment = Assignment(consumer)
+            consumer.subscribe([self.topic], listener=assignment)
+            try:
+                self._consume(consumer, assignment)
+            except FencingLost as error:
+                log.warning("joining the group again: %s", error, extra={"action": "rejoin"})
+                metrics.REJOINS.inc()
+            finally:
+                self._claims.clear()
+                self._ends = None
+                consumer.close(autocommit=False)
+        if self._session is not None:
+            self._session.close()
+
+    def _consume(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
+        while not self.stopping.is_set():
+            self._follow(consumer, assignment)
+            polled = self._poll(consumer)
+            self._follow(consumer, assignment)
+            batch = self._batch(consumer, polled)
+            if batch.next_offsets:
+                self._project(consumer, assignment, batch)
+            self._note_ends(consumer)
+
+    def _poll(self, consumer: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
+        try:
+            polled: dict[TopicPartition, list[Any]] = consumer.poll(
+                timeout_ms=POLL_TIMEOUT_MS, max_records=self.batch_records
+            )
+        except OffsetOutOfRangeError as error:
+            raise TopicMismatch(
+                f"{self.topic} no longer has the events that come next: retention took them away, or the log was "
+                "truncated. Restore them or build anew"
+            ) from error
+        except KafkaError as error:
+            self._wait(consumer, error)
+            return {}
+        return polled
+
+    # partitions -------------------------------------------------------------------------------------------------------
+
+    def _follow(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
+        """Let go of partitions that went and claim those that came; keep them waiting while the database is away."""
+        went, came = assignment.changes()
+        for partition in went:
+            if self._claims.pop(partition.partition, None) is not None:
+                log.info("let go of %s[%d]", self.topic, partition.partition, extra={"action": "revoked"})
+        for partition in sorted(came):
+            try:
+                claim = self._claim(consumer, partition)
+            except (psycopg.Error, KafkaError) as error:
+                assignment.put_back(came - {TopicPartition(self.topic, held) for held in self._claims})
+                self._wait(consumer, error)
+                return
+            self._claims[partition.partition] = claim
+            consumer.seek(partition, claim.next_offset)
+            consumer.resume(partition)
+            log.info(
+                "claimed %s[%d] at offset %d, epoch %d",
+                self.topic,
+                partition.partition,
+                claim.next_offset,
+                claim.epoch,
+                extra={"action": "claimed"},
+            )
+        if came:
+            self._backoff.reset()
+
+    def _claim(self, consumer: KafkaConsumer, partition: TopicPartition) -> Claim:
+        first = consumer.beginning_offsets([partition])[partition]
+        end = consumer.end_offsets([partition])[partition]
+        found = len(consumer.partitions_for_topic(self.topic))
+        if found != self.partitions:
+            raise TopicMismatch(
+                f"topic {self.topic} has {found} partitions, {self.read_model.schema} was built from "
+                f"{self.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events and build anew"
+            )
+        session = self._connection()
+        claim = checkpoints.claim(
+            session,
+            self.read_model.schema,
+            self.topic,
+            partition.partition,
+            owner=self.owner,
+            topic_id=self.topic_id,
+            first=first,
+        )
+        with session.cursor() as cursor:
+            set_aside.scrub_if_deleted(cursor, self.read_model.schema)
+        if claim.next_offset < first:
+            raise TopicMismatch(
+                f"{self.topic}[{partition.partition}] begins at offset {first}, but {claim.next_offset} is the next to "
+                "be read: retention took events away that were never folded. Restore them or build anew"
+            )
+        if claim.next_offset > end:
+            raise TopicMismatch(
+                f"{self.topic}[{partition.partition}] ends at offset {end}, but everything before {claim.next_offset} "
+                "was folded: the log was truncated, or this is another topic"
+            )
+        return claim
+
+    # batches ----------------------------------------------------------------------------------------------------------
+
+    def _batch(self, consumer: KafkaConsumer, polled: Mapping[TopicPartition, Sequence[Any]]) -> Batch:
+        """Decode what was polled of claimed partitions, and say where each stands after it.
+
+        The next offset is the consumer's position: transaction markers take offsets without being records.
+        """
+        items: list[Accepted | Quarantined] = []
+        next_offsets: dict[int, int] = {}
+        for partition, records in polled.items():
+            if partition.partition in self._claims and records:
+                items.extend(self.decode(_record(record)) for record in records)
+                next_offsets[partition.partition] = records[-1].offset + 1
+        assigned = consumer.assignment()
+        for number, claim in self._claims.items():
+            partition = TopicPartition(self.topic, number)
+            if partition in assigned:
+                reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS)
+                if reached is not None and reached > next_offsets.get(number, claim.next_offset):
+                    next_offsets[number] = reached
+        return Batch(items, next_offsets)
+
+    def _project(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
+        """Project the batch, again and again until it is in the database or no longer this worker's."""
+        while batch.next_offsets and not self.stopping.is_set():
+            started = time.monotonic()
+            try:
+                counts = project_batch(self._connection(), self.read_model, self._claims, batch, self.decode)
+            except FencingLost:
+                batch = self._what_is_left(consumer, assignment, batch, overtaken=True)
+            except psycopg.errors.SerializationFailure as error:
+                metrics.RETRIES.labels(type(error).__name__).inc()
+                batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
+            except psycopg.Error as error:
+                self._wait(consumer, error)
+                batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
+            else:
+                metrics.BATCH_SECONDS.observe(time.monotonic() - started)
+                self._projected(consumer, batch, counts)
+                return
+
+    def _what_is_left(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch, *, overtaken: bool) -> Batch:
+        """Drop what went to other workers meanwhile; FencingLost when a partition is ours by Kafka's word only."""
+        self._follow(consumer, assignment)
+        held = {number: claim for number, claim in self._claims.items() if number in batch.next_offsets}
+        try:
+            kept = checkpoints.still_hold(self._connection(), self.read_model.schema, held)
+        except psycopg.Error as error:
+            self._wait(consumer, error)
+            kept = not overtaken
+        if not kept:
+            raise FencingLost(f"partitions {sorted(held)} of {self.topic} are not where this worker left them")
+        return Batch(
+            [item for item in batch.items if item.record.position.partition in held],
+            {number: offset for number, offset in batch.next_offsets.items() if number in held},
+        )
+
+    def _projected(self, consumer: KafkaConsumer, batch: Batch, counts: Counts) -> None:
+        self._backoff.reset()
+        self.counts.add(counts)
+        for outcome in ("folded", "duplicates", "parked", "quarantined", "repaired"):
+            metrics.EVENTS.labels(outcome.removesuffix("s")).inc(getattr(counts, outcome))
+        for number, offset in batch.next_offsets.items():
+            self._claims[number] = self._claims[number].moved_to(offset)
+        if counts.quarantined:
+            log.warning(
+                "set aside %d records: see 'rxstore quarantine list'", counts.quarantined, extra={"action": "set_aside"}
+            )
+        if time.monotonic() - self._committed_at >= COMMIT_EVERY_SECONDS:
+            self._committed_at = time.monotonic()
+            self._commit(consumer)
+
+    def _commit(self, consumer: KafkaConsumer) -> None:
+        """Tell Kafka how far we are, so that its own tools show lag. Nothing here ever reads it back."""
+        offsets = {
+            TopicPartition(self.topic, number): OffsetAndMetadata(claim.next_offset, "", -1)
+            for number, claim in self._claims.items()
+        }
+        consumer.commit_async(offsets, callback=lambda *_: None)
+
+    # freshness --------------------------------------------------------------------------------------------------------
+
+    def _note_ends(self, consumer: KafkaConsumer) -> None:
+        """Once a second ask where the partitions end; note when we have read that far.
+
+        The database's clock is read before the ends are asked for: what was published before that moment is folded.
+        """
+        if not self._claims:
+            return
+        try:
+            if time.monotonic() - self._ends_asked_at >= ENDS_EVERY_SECONDS:
+                self._ends_asked_at = time.monotonic()
+                row = self._connection().execute("SELECT clock_timestamp()").fetchone()
+                ends = consumer.end_offsets(
+                    [TopicPartition(self.topic, number) for number in self._claims], timeout_ms=ENDS_TIMEOUT_MS
+                )
+                self._ends = (row[0] if row else None, {tp.partition: end for tp, end in ends.items()})
+                self._commit(consumer)
+            if self._ends is None:
+                return
+            at, waiting = self._ends
+            reached = {n: c for n, c in self._claims.items() if n in waiting and c.next_offset >= waiting[n]}
+            checkpoints.caught_up(self._connection(), self.read_model.schema, reached, at)
+            for number, claim in self._claims.items():
+                if number in waiting:
+                    metrics.LAG.labels(str(number)).set(max(0, waiting[number] - claim.next_offset))
+            for number in reached:
+                del waiting[number]
+        except (psycopg.Error, KafkaError) as error:
+            log.warning(
+                "could not look how fresh the views are: %s", type(error).__name__, extra={"action": "freshness"}
+            )
+
+    # the world --------------------------------------------------------------------------------------------------------
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        if self._session is None or self._session.closed:
+            self._session = self.connect()
+        return self._session
+
+    def _wait(self, consumer: KafkaConsumer, error: Exception) -> None:
+        """Pause before the same thing again, and stay in the group meanwhile by polling with everything paused."""
+        metrics.RETRIES.labels(type(error).__name__).inc()
+        pause = self._backoff.next_pause()
+        log.warning("waiting %.1f s and trying again: %s", pause, _without_data(error), extra={"action": "retry"})
+        held = consumer.assignment()
+        consumer.pause(*held)
+        until = time.monotonic() + pause
+        while time.monotonic() < until and not self.stopping.wait(min(HOLD_SLICE_SECONDS, until - time.monotonic())):
+            consumer.poll(timeout_ms=0, max_records=1)
+        still = consumer.assignment()
+        claimed = [TopicPartition(self.topic, number) for number in self._claims]
+        consumer.resume(*[partition for partition in claimed if partition in still])
+
+
+def _record(record: Any) -> Record:  # noqa: ANN401 - kafka-python's ConsumerRecord
+    return Record(
+        Position(record.topic, record.partition, record.offset),
+        record.timestamp,
+        record.key,
+        record.value,
+        tuple(record.headers),
+    )
+
+
+def _without_data(error: Exception) -> str:
+    """Name an error without what a driver may quote from a row."""
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
+    if isinstance(error, psycopg.OperationalError):
+        return f"the database cannot be reached ({type(error).__name__})"
+    return type(error).__name__
