@@ -140,7 +140,8 @@ class Worker:
         if found != self.partitions:
             raise TopicMismatch(
                 f"topic {self.topic} has {found} partitions, {self.read_model.schema} was built from "
-                f"{self.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events and build anew"
+                f"{self.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events "
+                "and build anew"
             )
         session = self._connection()
         claim = checkpoints.claim(
