@@ -1,0 +1,140 @@
+"""Servers once a session, a database and a topic of its own for each test, and no test left out in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from hypothesis import settings as hypothesis_settings
+from kafka import KafkaAdminClient
+from psycopg import sql
+from sqlalchemy import make_url
+
+from rxstore import embedded
+from tests import servers
+
+PARTITIONS = 8
+
+NOT_RUN = pytest.StashKey[int]()
+
+# On a machine that others use too, the time of one example says nothing.
+hypothesis_settings.register_profile("rxstore", deadline=None)
+hypothesis_settings.load_profile("rxstore")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What the developer's own shell is set to must not reach the tests."""
+    for name in list(os.environ):
+        if name.startswith("RXSTORE_") and not name.startswith("RXSTORE_TEST_"):
+            del os.environ[name]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sets the tests for a real Kafka aside where none can be had; in CI that is an error."""
+    for item in items:
+        if "kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker("kafka")
+    not_run = [item for item in items if item.get_closest_marker("kafka")]
+    missing = servers.kafka_missing() if not_run else None
+    if missing is None:
+        return
+    if os.environ.get("CI", "").lower() in {"1", "true"}:
+        raise pytest.UsageError(f"CI runs every test, and {len(not_run)} of them need a real Kafka: {missing}.")
+    items[:] = [item for item in items if not item.get_closest_marker("kafka")]
+    config.hook.pytest_deselected(items=not_run)
+    config.stash[NOT_RUN] = len(not_run)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The very last lines, where nobody overlooks them."""
+    not_run = config.stash.get(NOT_RUN, 0)
+    if not_run:
+        print(f"\nNOT RUN: {not_run} tests that need a real Apache Kafka.")
+        print(f"To run them too: {servers.kafka_missing()}.")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL in which databases and roles may be made; tests use ``database_url``."""
+    with servers.postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """A new and empty database."""
+    with new_database(postgres_url, template="template0") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> Iterator[str]:
+    """The name of a database that ``rxstore migrate`` has been run on, to copy from; nobody may connect to it."""
+    with new_database(postgres_url, template="template0") as url:
+        subprocess.run(
+            [sys.executable, "-m", "rxstore.cli.main", "migrate"],
+            env={**os.environ, "RXSTORE_DATABASE_URL": url},
+            check=True,
+        )
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def migrated_database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """A new database with the whole schema in it, by a copy instead of by migrations."""
+    with new_database(postgres_url, template=migrated_template) as url:
+        yield url
+
+
+@contextmanager
+def new_database(server_url: str, template: str) -> Iterator[str]:
+    name = f"rxstore_test_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """The bootstrap servers of a real Apache Kafka. Asking for it marks a test with ``kafka``."""
+    with servers.kafka() as bootstrap_servers:
+        yield bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The bootstrap servers of a real Kafka where one can be had, else of the embedded broker."""
+    if servers.kafka_missing() is None:
+        yield request.getfixturevalue("kafka")
+    else:
+        with embedded.broker() as server:
+            yield server.address
+
+
+@pytest.fixture(scope="session")
+def admin(broker: str) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(bootstrap_servers=broker)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def topic(admin: KafkaAdminClient) -> str:
+    """The name of a new topic with eight partitions on ``broker``."""
+    name = f"rxstore-test-{uuid.uuid4().hex}"
+    admin.create_topics({name: {"num_partitions": PARTITIONS, "replication_factor": 1}}, wait_for_metadata=True)
+    return name
