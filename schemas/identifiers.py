@@ -38,7 +38,7 @@ _FULL_WEIGHTS = {n + 1: (*weights, 1) for n, weights in _BODY_WEIGHTS.items()}
 _NHS_WEIGHTS = tuple(range(10, 0, -1))
 
 
-class InvalidPrescriptionId(ValueError):  # noqa: N818 - the name says it all
+class InvalidPrescriptionId(ValueError):
     """The text is no prescription id; the message says which rule it breaks and never repeats the text."""
 
 
