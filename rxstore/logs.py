@@ -1,0 +1,73 @@
+"""Log lines on stderr: text for people, JSON for collectors; each with its action, none with a patient in it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+from rxstore.settings import Settings
+
+# What every record has; the rest came with ``extra``.
+STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+}
+
+# These tell at length what only somebody who debugs the client wants to know.
+CHATTY = ("kafka", "sqlalchemy", "alembic")
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-03-01T09:00:00.000Z INFO ingest.consumer: message (action=rejoin)``."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        line = f"{instant(record)} {record.levelname} {record.name}: {record.message}"
+        extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
+        return f"{line} ({extra})" if extra else line
+
+
+def instant(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _extra(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in STANDARD_ATTRIBUTES}
+
+
+def json_formatter() -> logging.Formatter:
+    from pythonjsonlogger.orjson import OrjsonFormatter
+
+    class JsonFormatter(OrjsonFormatter):
+        """One object a line: time, level, logger, message, and what came with ``extra``."""
+
+        def add_fields(
+            self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]
+        ) -> None:
+            log_data |= {"time": instant(record), "level": record.levelname.lower(), "logger": record.name}
+            super().add_fields(log_data, record, message_dict)
+
+    return JsonFormatter("{message}", style="{")
+
+
+class StderrHandler(logging.Handler):
+    """Writes to what stderr is at that moment, which a test or a progress bar may have replaced since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
+
+
+def configure(settings: Settings) -> None:
+    """Sends what this process logs to stderr, once."""
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    handler = StderrHandler()
+    handler.setFormatter(json_formatter() if as_json else TextFormatter())
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
