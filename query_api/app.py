@@ -1,0 +1,74 @@
+"""Every route of the API, on one page."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import falcon
+import orjson
+from sqlalchemy import Engine
+
+from query_api.database import Questions
+from query_api.errors import TrackerErrors
+from query_api.health import Live, ReadinessQuestions, Ready
+from query_api.metrics import Metrics, MetricsPage, Observed
+from query_api.requests import Refused
+from query_api.resources import Prescription, PrescriptionQuestions, Prescriptions
+from query_api.settings import ApiSettings
+from schemas.openapi import openapi_document
+from schemas.outgoing import retrieve_failure, search_failure
+
+Api = falcon.App[falcon.Request, falcon.Response]
+
+SEARCH = "/mm/prescriptions"
+RETRIEVE = "/mm/prescriptions/{prescription_id}"
+
+
+class ApiQuestions(PrescriptionQuestions, ReadinessQuestions, Protocol):
+    """All that the routes ask."""
+
+
+def create_app(engine: Engine, *, settings: ApiSettings) -> Api:
+    """The API over a read model that this engine can read."""
+    return routes(Questions(engine), settings)
+
+
+def routes(questions: ApiQuestions, settings: ApiSettings) -> Api:
+    """The API over anything that answers its questions."""
+    metrics = Metrics()
+    app: Api = falcon.App(middleware=[Observed(metrics), OnlyGet()])
+
+    app.add_route(SEARCH, Prescriptions(questions, settings))
+    app.add_route(RETRIEVE, Prescription(questions, settings))
+    app.add_route("/health/live", Live())
+    app.add_route("/health/ready", Ready(questions, settings))
+    app.add_route("/metrics", MetricsPage(metrics))
+    app.add_route("/openapi.json", OpenApi())
+
+    errors = TrackerErrors({SEARCH: search_failure, RETRIEVE: retrieve_failure})
+    app.add_error_handler(Exception, errors.unexpected)
+    app.add_error_handler(Refused, errors.refused)
+    return app
+
+
+class OnlyGet:
+    """No other method does anything here; Falcon alone would answer OPTIONS with 200."""
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, Any]
+    ) -> None:
+        """Refuse what is not GET on a path that exists."""
+        if req.method != "GET":
+            raise falcon.HTTPMethodNotAllowed(["GET"])
+
+
+class OpenApi:
+    """/openapi.json"""
+
+    def __init__(self) -> None:
+        self._document = orjson.dumps(openapi_document())
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Describe the API."""
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = self._document

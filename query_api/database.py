@@ -1,0 +1,80 @@
+"""Connections that can only read, and the one second try that a dead connection deserves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
+
+from query_api import queries
+from query_api.queries import Retrieved, SearchCriteria, Searched
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_SECONDS = 3
+STATEMENT_TIMEOUT_MS = 3_000
+POOL_TIMEOUT_SECONDS = 5
+
+
+def read_only_engine(url: str, *, pool_size: int = 8) -> Engine:
+    """An engine whose every statement is a transaction of its own, reads only and ends after a few seconds.
+
+    Parameters are hidden from errors: they name patients.
+    """
+    parsed = make_url(url).set(drivername="postgresql+psycopg")
+    given = parsed.query.get("options", "")
+    ours = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    return create_engine(
+        parsed,
+        isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECONDS,
+        pool_reset_on_return=None,
+        connect_args={
+            "options": f"{given} {ours}".lstrip(),
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": "rxstore-api",
+        },
+    )
+
+
+class Questions:
+    """The questions that the API asks of the read model, each on a connection of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def prescription(self, stream_key: str, issue_number: int | None) -> Retrieved:
+        """Ask for one prescription and one of its issues."""
+        return self._ask(lambda connection: queries.prescription(connection, stream_key, issue_number))
+
+    def prescriptions(self, criteria: SearchCriteria) -> Searched:
+        """Ask for a patient's prescriptions."""
+        return self._ask(lambda connection: queries.prescriptions(connection, criteria))
+
+    def live_generation(self) -> str | None:
+        """Ask for the generation behind the views."""
+        return self._ask(queries.live_generation)
+
+    def age_seconds(self) -> float | None:
+        """Ask how old the read model may be."""
+        return self._ask(queries.age_seconds)
+
+    def _ask(self, question: Callable[[Connection], T]) -> T:
+        """Ask once more, on a new connection, when the pooled one turns out to be dead.
+
+        After a restart of the database the pool holds dead connections; looking at each before use would cost every
+        request a round trip.
+        """
+        try:
+            with self._engine.connect() as connection:
+                return question(connection)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with self._engine.connect() as connection:
+            return question(connection)

@@ -1,0 +1,135 @@
+"""gunicorn as a library: worker processes with threads, stopped by SIGTERM or Ctrl-C once their requests are answered.
+
+A process per core, since Python runs one thread of each at a time; a few threads in each, since a request mostly waits
+for PostgreSQL. Every thread has a connection of its own at most, so a server holds up to ``workers * threads``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from prometheus_client.multiprocess import mark_process_dead
+
+from query_api.app import Api
+from query_api.errors import outline
+from query_api.metrics import DIRECTORY_VARIABLE
+
+THREADS = 8
+REQUEST_TIMEOUT_SECONDS = 30
+GRACE_SECONDS = 10
+KEEP_ALIVE_SECONDS = 15
+INVALID_REQUEST = "Invalid request"
+
+
+def run(
+    app_factory: Callable[[], Api],
+    bind: str,
+    *,
+    workers: int | None = None,
+    threads: int = THREADS,
+) -> None:
+    """Serve plain HTTP on a loopback address until told to stop; ends with SystemExit, as gunicorn does.
+
+    ``app_factory`` is called once in each worker, after the fork: connections and locks are never shared. Raises
+    ValueError for an address that other machines can reach.
+    """
+    check_loopback(bind)
+    os.environ[DIRECTORY_VARIABLE] = tempfile.mkdtemp(prefix="rxstore-metrics-")
+    _Server(app_factory, bind, workers or os.cpu_count() or 1, threads).run()
+
+
+def check_loopback(bind: str) -> None:
+    """Raise ValueError unless ``HOST:PORT`` names this machine only: plain HTTP shows patients to the network."""
+    host, separator, port = bind.rpartition(":")
+    if not separator or not port.isdecimal() or not host:
+        raise ValueError("the address must be HOST:PORT, for example 127.0.0.1:8443")
+    if not _is_loopback(host.strip("[]")):
+        raise ValueError(
+            f"plain HTTP is served on a loopback address only, and {host} is none: use 127.0.0.1:{port}, "
+            "with a proxy that terminates TLS in front of it"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class QuietLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own lines without the request lines and exceptions it would quote: those name patients.
+
+    The lines go to the root logger's handlers, like all others; requests are logged by ``query_api.metrics``.
+    """
+
+    def __init__(self, cfg: Any) -> None:  # noqa: ANN401 - gunicorn has no types
+        super().__init__(cfg)
+        self.error_log.propagate = True
+
+    def debug(self, msg: str, *args: object, **kwargs: object) -> None:
+        """Say nothing: lines of this level quote paths."""
+
+    def warning(self, msg: str, *args: object, **kwargs: object) -> None:
+        """Warn, but not with the request line of what was no valid HTTP."""
+        if str(msg).startswith(INVALID_REQUEST):
+            super().warning("a request that is no valid HTTP was refused")
+        else:
+            super().warning(msg, *args, **kwargs)
+
+    def exception(self, msg: object, *args: object, **kwargs: object) -> None:
+        """Say what kind of error it was and where, not what it quotes."""
+        error = sys.exc_info()[1]
+        what = str(msg).split("%", maxsplit=1)[0].strip() if isinstance(msg, str) else "error"
+        super().error("%s: %s", what, "unknown" if error is None else outline(error))
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    def __init__(self, app_factory: Callable[[], Api], bind: str, workers: int, threads: int) -> None:
+        self._app_factory = app_factory
+        self._settings = {
+            "bind": bind,
+            "workers": workers,
+            "threads": threads,
+            "worker_class": "gthread",
+            "timeout": REQUEST_TIMEOUT_SECONDS,
+            "graceful_timeout": GRACE_SECONDS,
+            "keepalive": KEEP_ALIVE_SECONDS,
+            "proc_name": "rxstore-api",
+            "logger_class": QuietLogger,
+            "errorlog": None,
+            "accesslog": None,
+            "child_exit": _forget_worker,
+            # Not a context manager in run(): the forked workers leave through it too.
+            "on_exit": _remove_metrics,
+        }
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in self._settings.items():
+            self.cfg.set(name, value)
+        # A control socket in the user's home directory is more than was asked for; older gunicorns have none.
+        if "control_socket_disable" in self.cfg.settings:
+            self.cfg.set("control_socket_disable", True)
+
+    def load(self) -> Api:
+        return self._app_factory()
+
+
+def _forget_worker(server: object, worker: Any) -> None:  # noqa: ANN401 - gunicorn has no types
+    """Drop what only a living process may report; its counts stay in the sum."""
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _remove_metrics(server: object) -> None:
+    shutil.rmtree(os.environ.pop(DIRECTORY_VARIABLE), ignore_errors=True)

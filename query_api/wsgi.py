@@ -1,0 +1,53 @@
+"""For a WSGI server of one's own: ``gunicorn 'query_api.wsgi:application()'``. ``rxstore serve`` does the same.
+
+This is where the API reads its environment; nothing happens at import time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from query_api.app import Api, create_app
+from query_api.database import read_only_engine
+from query_api.settings import ApiSettings, fixed_clock, utc_now
+
+
+class InvalidSetting(ValueError):
+    """A setting is absent or has a value that it cannot have; the message names it."""
+
+
+def application(environment: Mapping[str, str] = os.environ) -> Api:
+    """The API as the environment asks for it; called in each worker process, so that none shares a connection."""
+    url = environment.get("RXSTORE_DATABASE_URL")
+    if not url:
+        raise InvalidSetting("RXSTORE_DATABASE_URL is not set: postgresql://user:password@host/database")
+    return create_app(read_only_engine(url), settings=api_settings(environment))
+
+
+def api_settings(environment: Mapping[str, str]) -> ApiSettings:
+    """The choices about answers that the environment makes."""
+    return ApiSettings(
+        clock=_clock(environment),
+        empty_search="empty-list"
+        if _is(environment, "RXSTORE_EMPTY_SEARCH", "empty-list", "not-found")
+        else "not-found",
+        require_user=_is(environment, "RXSTORE_REQUIRE_USER", "yes", "no"),
+        strict_check_character=not _is(environment, "RXSTORE_CHECK_CHARACTER", "lenient", "strict"),
+    )
+
+
+def _clock(environment: Mapping[str, str]) -> Callable[[], datetime]:
+    now = environment.get("RXSTORE_NOW")
+    try:
+        return fixed_clock(now) if now else utc_now
+    except ValueError:
+        raise InvalidSetting("RXSTORE_NOW must be an RFC 3339 instant with an offset") from None
+
+
+def _is(environment: Mapping[str, str], name: str, value: str, default: str) -> bool:
+    given = environment.get(name) or default
+    if given not in {value, default}:
+        raise InvalidSetting(f"{name} must be {default} or {value}")
+    return given == value
