@@ -11,10 +11,14 @@ from typing import Any
 
 from marshmallow import ValidationError
 
-from schemas.contract import EVENT_TYPES, Broken, ContractSchema, CreatedSchema, EnvelopeSchema
+from schemas.contract import EVENT_TYPES, TYPE_OF, Broken, ContractSchema, EnvelopeSchema
+from schemas.events import Created
 from schemas.identifiers import InvalidPrescriptionId, PrescriptionId, is_nhs_number, parse_prescription_id
 
 Json = Mapping[str, Any]
+
+_ENVELOPE = EnvelopeSchema()
+_DATA = {event_type: schema() for event_type, (_, schema) in EVENT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class ReadableAttributes:
 
 def readable_attributes(attributes: Json, *, strict_check_character: bool = True) -> ReadableAttributes:
     """What can still be read of the envelope of a refused payload."""
-    good, _ = _loaded(EnvelopeSchema(), attributes)
+    good, _ = _loaded(_ENVELOPE, attributes)
     subject = None
     if not [*_envelope_rules(good, strict_check_character)] and "subject" in good:
         subject = parse_prescription_id(good["subject"], strict=False)
@@ -39,15 +43,15 @@ def readable_attributes(attributes: Json, *, strict_check_character: bool = True
 
 def readable_nhs_number(event_type: str | None, data: object) -> str | None:
     """The patient of a ``created`` that may be broken elsewhere."""
-    if event_type is None or EVENT_TYPES.get(event_type, (None, None))[1] is not CreatedSchema:
+    if event_type != TYPE_OF[Created] or not isinstance(data, dict):
         return None
-    number = data.get("nhsNumber") if isinstance(data, dict) else None
+    number = data.get("nhsNumber")
     return number if isinstance(number, str) and is_nhs_number(number) else None
 
 
 def envelope_errors(attributes: Json, data: object, *, strict_check_character: bool) -> list[Broken]:
     """What is wrong with the attributes, the data being an object among them."""
-    good, broken = _loaded(EnvelopeSchema(), attributes)
+    good, broken = _loaded(_ENVELOPE, attributes)
     broken.extend(_envelope_rules(good, strict_check_character))
     if not isinstance(data, dict):
         broken.append(("data", "is required: an object"))
@@ -56,8 +60,7 @@ def envelope_errors(attributes: Json, data: object, *, strict_check_character: b
 
 def data_errors(event_type: str, data: Json) -> list[Broken]:
     """What is wrong with the data of an event of a known type, each path beginning with ``data.``."""
-    _, schema = EVENT_TYPES[event_type]
-    _, broken = _loaded(schema(), data)
+    _, broken = _loaded(_DATA[event_type], data)
     return [(f"data.{path}", message) for path, message in broken]
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypedDict, TypeVar, Unpack
 
 from marshmallow import Schema, fields
 
-from schemas.identifiers import is_nhs_number, parse_prescription_id
+from schemas.identifiers import FULL_ID_PATTERN, UUID_PATTERN, is_nhs_number, parse_prescription_id
 
 T = TypeVar("T")
 
@@ -36,7 +36,6 @@ SHORT_TEXT = 200
 MEDIUM_TEXT = 500
 LONG_TEXT = 2000
 
-UUID_PATTERN = "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$"
 DATE_PATTERN = "^[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])$"
 INSTANT_PATTERN = (
     "^[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
@@ -45,10 +44,6 @@ INSTANT_PATTERN = (
 )
 ODS_PATTERN = "^[A-Z0-9]{3,10}$"
 NHS_NUMBER_PATTERN = "^[0-9]{10}$"
-PRESCRIPTION_ID_PATTERN = (
-    "^(?:[0-9A-Za-z]{6}-[0-9A-Za-z]{6}-[0-9A-Za-z]{5}"
-    "|[0-9A-Za-z]{8}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{12})[0-9A-Za-z+]$"
-)
 PRESCRIPTION_TYPE_PATTERN = "^[0-9]{4}$"
 URI_REFERENCE_PATTERN = "^(?:[0-9A-Za-z._~:/?#\\[\\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+$"
 TRACEPARENT_PATTERN = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]*)?$"
@@ -82,8 +77,8 @@ def quantity_text(value: str | int | float) -> str:
     """A quantity as it is shown: text as sent, a number as a plain decimal without trailing zeros."""
     if isinstance(value, str):
         return value
-    if value == 0:
-        return "0"
+    if isinstance(value, int) or value == 0:
+        return str(int(value))
     plain = format(Decimal(repr(value)), "f")
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
@@ -316,7 +311,7 @@ class FullPrescriptionId(Form[str]):
 
     def __init__(self, description: str = "", **options: Unpack[Options]) -> None:
         expected = "a full prescription id of 20 or 37 characters, with its check character"
-        super().__init__(expected, PRESCRIPTION_ID_PATTERN, _full_id, description, **options)
+        super().__init__(expected, FULL_ID_PATTERN, _full_id, description, **options)
 
 
 def _full_id(text: str) -> str:

@@ -19,12 +19,16 @@ _RELEASES_WITH_CHECK = {length + 1: release for release, length in _BODY_LENGTHS
 
 _R1 = r"[0-9A-Za-z]{8}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{4}-[0-9A-Za-z]{12}"
 _R2 = r"[0-9A-Za-z]{6}-[0-9A-Za-z]{6}-[0-9A-Za-z]{5}"
+FULL_ID_PATTERN = f"^(?:{_R2}|{_R1})[0-9A-Za-z+]$"
+STREAM_KEY_PATTERN = f"^(?:{_R2}|{_R1})$".replace("A-Za-z", "A-Z")
+UUID_PATTERN = "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$"
+
 _is_prescription_id = re.compile(rf"(?:{_R2}|{_R1})[0-9A-Za-z+]?").fullmatch
-_is_stream_key = re.compile(rf"(?:{_R2}|{_R1})".replace("A-Za-z", "A-Z")).fullmatch
+_is_stream_key = re.compile(STREAM_KEY_PATTERN).fullmatch
 _is_ten_digits = re.compile(r"[0-9]{10}").fullmatch
 _is_twelve_digits = re.compile(r"[0-9]{12}").fullmatch
 _is_trace_id = re.compile(r"[0-9A-Za-z-]{1,30}").fullmatch
-_is_uuid = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}").fullmatch
+_is_uuid = re.compile(UUID_PATTERN).fullmatch
 
 _VALUES = bytearray(256)
 for _value, _symbol in enumerate(_ALPHABET):
