@@ -24,7 +24,8 @@ from projector import checkpoints, set_aside
 from projector.batch import Accepted, Position, Quarantined, Record
 from projector.checkpoints import Claim, FencingLost, TopicMismatch
 from projector.read_model import Decode, ReadModel
-from projector.runner import Batch, project_batch
+from projector.recent import RecentStreams
+from projector.runner import Batch, Runner
 from projector.stream import Counts
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,12 @@ class Worker:
     connect: Callable[[], psycopg.Connection[Any]]
     owner: str
     batch_records: int
+    remembered_streams: int
     stopping: Event
     counts: Counts = field(default_factory=Counts)
     _claims: dict[int, Claim] = field(default_factory=dict)
     _backoff: Backoff = field(default_factory=Backoff)
-    _session: psycopg.Connection[Any] | None = None
+    _runner: Runner | None = None
     _ends: tuple[Any, dict[int, int]] | None = None
     _ends_asked_at: float = 0.0
     _committed_at: float = 0.0
@@ -73,11 +75,10 @@ class Worker:
                 log.warning("joining the group again: %s", error, extra={"action": "rejoin"})
                 metrics.REJOINS.inc()
             finally:
-                self._claims.clear()
-                self._ends = None
+                self._let_go()
                 consumer.close(autocommit=False)
-        if self._session is not None:
-            self._session.close()
+        if self._runner is not None:
+            self._runner.connection.close()
 
     def _consume(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
         while not self.stopping.is_set():
@@ -111,6 +112,7 @@ class Worker:
         went, came = assignment.changes()
         for partition in went:
             if self._claims.pop(partition.partition, None) is not None:
+                self._forget()
                 log.info("let go of %s[%d]", self.topic, partition.partition, extra={"action": "revoked"})
         for partition in sorted(came):
             try:
@@ -194,7 +196,7 @@ class Worker:
         while batch.next_offsets and not self.stopping.is_set():
             started = time.monotonic()
             try:
-                counts = project_batch(self._connection(), self.read_model, self._claims, batch, self.decode)
+                counts = self._live().project_batch(self._claims, batch)
             except FencingLost:
                 batch = self._what_is_left(consumer, assignment, batch, overtaken=True)
             except psycopg.errors.SerializationFailure as error:
@@ -282,10 +284,24 @@ class Worker:
 
     # the world --------------------------------------------------------------------------------------------------------
 
+    def _live(self) -> Runner:
+        if self._runner is None or self._runner.connection.closed:
+            recent = RecentStreams(self.remembered_streams)
+            self._runner = Runner(self.connect(), self.read_model, self.decode, recent)
+        return self._runner
+
     def _connection(self) -> psycopg.Connection[Any]:
-        if self._session is None or self._session.closed:
-            self._session = self.connect()
-        return self._session
+        return self._live().connection
+
+    def _forget(self) -> None:
+        """Nothing that was loaded under a claim outlives it."""
+        if self._runner is not None:
+            self._runner.recent.forget()
+
+    def _let_go(self) -> None:
+        self._claims.clear()
+        self._ends = None
+        self._forget()
 
     def _wait(self, consumer: KafkaConsumer, error: Exception) -> None:
         """Pause before the same thing again, and stay in the group meanwhile by polling with everything paused."""

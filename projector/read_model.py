@@ -29,7 +29,7 @@ from projector.prescription import (
     Prescription,
     Snapshot,
 )
-from projector.stream import FoldedStream, History, Parked, Stream
+from projector.stream import NO_HISTORY, FoldedStream, History, Parked, Stream
 from schemas.events import Organisation, PrescribedItem
 
 Row = tuple[Any, ...]
@@ -98,7 +98,7 @@ class ReadModel:
         stored = {row[0]: row for row in self._select(connection, "prescription", asked)}
         for key in asked:
             row = stored.get(key)
-            prescription, history = (None, History()) if row is None else _loaded(row, rows)
+            prescription, history = (None, NO_HISTORY) if row is None else _loaded(row, rows)
             opened, has_parked = waiting.get(key, ((), False))
             streams[key] = Stream(key, keys[key], prescription, history, opened, has_parked)
         wanted = [stream.key for stream in streams.values() if stream.has_parked and wants_parked(stream)]
@@ -355,7 +355,7 @@ def _tombstone_row(stream: FoldedStream) -> Row:
         "stream_key": stream.before.key,
         "partition_number": stream.before.partition,
         "kind": DELETED,
-        "version": stream.history.count,
+        "version": stream.history.version,
         "pending_cancellations": False,
         "passed_sequences": "{}",
         "folded_keys": stream.history.keys,

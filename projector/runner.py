@@ -18,7 +18,9 @@ from projector.batch import Accepted, FieldError, Quarantined, Reason
 from projector.checkpoints import Claim
 from projector.projection import Arrivals, Projected, by_stream, project
 from projector.read_model import Decode, ReadModel
-from projector.stream import Counts, needs_parked
+from projector.recent import RecentStreams
+from projector.stream import Counts, FoldedStream, Stream, needs_parked
+from schemas.incoming import TYPE_OF
 
 # Set for each session of a projector. Lookups are by key and must stay so however large the tables grow and however
 # old their statistics are; a paused worker must not hold others up.
@@ -35,6 +37,7 @@ SESSION_OPTIONS = {
     "client_min_messages": "warning",
 }
 
+Items = Mapping[str, list[Accepted | Quarantined]]
 DATA_REFUSED = (psycopg.errors.DataError, psycopg.errors.IntegrityError)
 
 
@@ -54,78 +57,88 @@ def connect(database_url: str) -> Connection[Any]:
     return connection
 
 
-def project_batch(
-    connection: Connection[Any], read_model: ReadModel, claims: Mapping[int, Claim], batch: Batch, decode: Decode
-) -> Counts:
-    """Fold a batch into the read model and move its checkpoints, all or nothing.
+@dataclass(slots=True)
+class Runner:
+    """Projects batches into one generation over one session.
 
-    Raises FencingLost when a checkpoint is not where ``claims`` has it. Data that the database refuses although the
-    contract let it through is a defect of ours: the batch is then halved by streams until the stream is found, and
-    the event that does it is set aside as ``fold_failed``.
+    ``decode`` reads parked records again; ``recent`` spares loading what this worker wrote itself.
     """
-    arrivals = by_stream(batch.items)
-    with connection.transaction(), connection.cursor() as cursor:
-        checkpoints.move(cursor, read_model.schema, claims, batch.next_offsets)
-        counts = _project_streams(connection, read_model, arrivals.by_stream, decode)
-        if arrivals.marks:
-            set_aside.mark(cursor, read_model.schema, arrivals.marks)
-            counts.quarantined += len(arrivals.marks)
-    return counts
 
+    connection: Connection[Any]
+    read_model: ReadModel
+    decode: Decode
+    recent: RecentStreams
 
-def _project_streams(
-    connection: Connection[Any],
-    read_model: ReadModel,
-    by_key: Mapping[str, list[Accepted | Quarantined]],
-    decode: Decode,
-) -> Counts:
-    if not by_key:
-        return Counts()
-    try:
-        with connection.transaction():
-            return _write(connection, read_model, by_key, decode)
-    except DATA_REFUSED as error:
-        if len(by_key) == 1:
-            return _project_one_by_one(connection, read_model, by_key, decode, error)
-    keys = sorted(by_key)
-    middle = len(keys) // 2
-    counts = Counts()
-    for half in (keys[:middle], keys[middle:]):
-        counts.add(_project_streams(connection, read_model, {key: by_key[key] for key in half}, decode))
-    return counts
+    def project_batch(self, claims: Mapping[int, Claim], batch: Batch) -> Counts:
+        """Fold a batch into the read model and move its checkpoints, all or nothing.
 
-
-def _write(
-    connection: Connection[Any],
-    read_model: ReadModel,
-    by_key: Mapping[str, list[Accepted | Quarantined]],
-    decode: Decode,
-) -> Counts:
-    partitions = {key: items[0].record.position.partition for key, items in by_key.items()}
-    stored = read_model.load(connection, partitions, decode, lambda stream: needs_parked(stream, by_key[stream.key]))
-    projected: Projected = project(stored, Arrivals(dict(by_key), ()))
-    read_model.save(connection, projected.streams)
-    return projected.counts
-
-
-def _project_one_by_one(
-    connection: Connection[Any],
-    read_model: ReadModel,
-    by_key: Mapping[str, list[Accepted | Quarantined]],
-    decode: Decode,
-    error: Exception,
-) -> Counts:
-    """Fold one stream's items one at a time, so that the cut of a batch does not show; the refused one blocks."""
-    (key, items) = next(iter(by_key.items()))
-    counts = Counts()
-    for item in items:
+        Raises FencingLost when a checkpoint is not where ``claims`` has it. Data that the database refuses although
+        the contract let it through is a defect of ours: the batch is then halved by streams until the stream is
+        found, and the event that does it is set aside as ``fold_failed``.
+        """
+        arrivals = by_stream(batch.items)
+        counts = Counts(quarantined=len(arrivals.marks))
+        folded: list[FoldedStream] = []
         try:
-            with connection.transaction():
-                counts.add(_write(connection, read_model, {key: [item]}, decode))
-        except DATA_REFUSED:
-            with connection.transaction():
-                counts.add(_write(connection, read_model, {key: [_fold_failed(item, error)]}, decode))
-    return counts
+            with self.connection.transaction(), self.connection.cursor() as cursor:
+                checkpoints.move(cursor, self.read_model.schema, claims, batch.next_offsets)
+                self._project(arrivals.by_stream, counts, folded)
+                if arrivals.marks:
+                    set_aside.mark(cursor, self.read_model.schema, arrivals.marks)
+        except BaseException:
+            self.recent.forget()
+            raise
+        self.recent.keep(folded)
+        return counts
+
+    def _project(self, by_key: Items, counts: Counts, folded: list[FoldedStream]) -> None:
+        if not by_key:
+            return
+        try:
+            with self.connection.transaction():
+                written = self._write(by_key)
+        except DATA_REFUSED as error:
+            if len(by_key) == 1:
+                self._project_one_by_one(by_key, counts, folded, error)
+                return
+        else:
+            counts.add(written.counts)
+            folded.extend(written.streams)
+            return
+        keys = sorted(by_key)
+        middle = len(keys) // 2
+        for half in (keys[:middle], keys[middle:]):
+            self._project({key: by_key[key] for key in half}, counts, folded)
+
+    def _write(self, by_key: Items) -> Projected:
+        stored: dict[str, Stream] = {}
+        unknown: dict[str, int] = {}
+        for key, items in by_key.items():
+            stream = self.recent.get(key)
+            if stream is None:
+                unknown[key] = items[0].record.position.partition
+            else:
+                stored[key] = stream
+        if unknown:
+            stored |= self.read_model.load(
+                self.connection, unknown, self.decode, lambda stream: needs_parked(stream, by_key[stream.key])
+            )
+        projected = project(stored, Arrivals(dict(by_key), ()))
+        self.read_model.save(self.connection, projected.streams)
+        return projected
+
+    def _project_one_by_one(self, by_key: Items, counts: Counts, folded: list[FoldedStream], error: Exception) -> None:
+        """Fold one stream's items one at a time, so that the cut of a batch does not show; the refused one blocks."""
+        self.recent.forget()
+        for key, items in by_key.items():
+            for item in items:
+                try:
+                    with self.connection.transaction():
+                        written = self._write({key: [item]})
+                except DATA_REFUSED:
+                    with self.connection.transaction():
+                        written = self._write({key: [_fold_failed(item, error)]})
+                counts.add(written.counts)
 
 
 def _fold_failed(item: Accepted | Quarantined, error: Exception) -> Quarantined:
@@ -141,5 +154,6 @@ def _fold_failed(item: Accepted | Quarantined, error: Exception) -> Quarantined:
         event_key=envelope.key,
         event_source=envelope.source,
         event_id=envelope.id,
+        event_type=TYPE_OF[type(item.event)],
         sequence=envelope.sequence,
     )

@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from math import inf
-
-from schemas.incoming import TYPE_OF
+from typing import NamedTuple
 
 from projector.batch import Accepted, FieldError, Position, Quarantined, Reason, Record
 from projector.prescription import Kind, Prescription, contradiction, evolve
 from schemas.events import Cancelled, Created, Deleted, Event, Expired
+from schemas.incoming import TYPE_OF
 
 KEY_BYTES = 16
 POSITION_BYTES = 12
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """What a stream remembers of the events that folded.
 
     ``keys`` are their idempotency keys, 16 bytes each, for good; ``positions`` their places in the log, 12 bytes each
@@ -45,9 +44,12 @@ class History:
         return at >= 0
 
     @property
-    def count(self) -> int:
+    def version(self) -> int:
         """Return how many events folded: the version of the prescription."""
         return len(self.keys) // KEY_BYTES
+
+
+NO_HISTORY = History()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Stream:
     key: str
     partition: int
     prescription: Prescription | None = None
-    history: History = History()
+    history: History = NO_HISTORY
     open: tuple[SetAside, ...] = ()
     has_parked: bool = False
     parked: tuple[Parked, ...] | None = None
@@ -198,8 +200,9 @@ class _Folding:
         self.prescription = self.stream.prescription
         self.history = self.stream.history
         self.open = list(self.stream.open)
-        self.parked = {parked.set_aside.position: parked for parked in self.stream.parked or ()}
-        self.known = {position: parked.set_aside for position, parked in self.parked.items()}
+        parked = self.stream.parked or ()
+        self.parked = {record.set_aside.position: record for record in parked}
+        self.known = {record.set_aside.position: record.set_aside for record in parked}
 
     def result(self) -> FoldedStream:
         return FoldedStream(
@@ -218,7 +221,7 @@ class _Folding:
 
     def first_block(self) -> float:
         """Return where the first record that blocks stands; nothing after it moves."""
-        if self.is_deleted:
+        if not self.open or self.is_deleted:
             return inf
         return min((record.stands_at for record in self.open if record.blocks), default=inf)
 
@@ -230,18 +233,18 @@ class _Folding:
         if self.history.has(key):
             self.counts.duplicates += 1
             return
-        offset = item.record.position.offset
-        repaired = [record for record in self.open if record.event_key == key]
+        stands_at = item.record.position.offset
+        repaired = [record for record in self.open if record.event_key == key] if self.open else []
         for record in repaired:
             self.settle(record, "repaired")
             self.counts.repaired += 1
-        stands_at = min((record.stands_at for record in repaired), default=offset)
+            stands_at = min(stands_at, record.stands_at)
         if self.first_block() < stands_at:
             self.park(item, stands_at, Reason.BEHIND_BLOCK)
             outcome = Outcome.PARKED
         else:
             outcome = self.attempt(item, stands_at)
-        if repaired or outcome is Outcome.FOLDED:
+        if (repaired or outcome is Outcome.FOLDED) and (self.parked or self.stream.has_parked):
             self.release()
 
     def quarantine(self, item: Quarantined) -> None:

@@ -1,0 +1,45 @@
+"""The streams that this worker wrote last, so that the next event of a prescription need not load it again.
+
+What is kept is what the database holds, as long as nobody else writes there; and nobody does while the worker holds
+the partition's claim: whoever writes to a stream beside its worker must raise the epoch first. Losing a claim, or any
+failure between here and the database, forgets everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from projector.stream import FoldedStream, Stream
+
+
+class RecentStreams:
+    """At most ``limit`` healthy streams, the least recently used one leaves first. A stream that waits is loaded."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._streams: dict[str, Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def get(self, key: str) -> Stream | None:
+        """Return the stream as last written, or None."""
+        stream = self._streams.pop(key, None)
+        if stream is not None:
+            self._streams[key] = stream
+        return stream
+
+    def keep(self, folded: Iterable[FoldedStream]) -> None:
+        """Remember what was committed; forget streams that hold or held anything set aside."""
+        for stream in folded:
+            before = stream.before
+            self._streams.pop(before.key, None)
+            if stream.set_aside or stream.removed or before.open or before.has_parked or stream.deleted:
+                continue
+            self._streams[before.key] = Stream(before.key, before.partition, stream.prescription, stream.history)
+        while len(self._streams) > self._limit:
+            del self._streams[next(iter(self._streams))]
+
+    def forget(self) -> None:
+        """Forget everything: the next event of each stream loads it."""
+        self._streams.clear()
