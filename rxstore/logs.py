@@ -6,8 +6,6 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from rxstore.settings import Settings
-
 # What every record has; the rest came with ``extra``.
 STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {
     "message",
@@ -62,12 +60,12 @@ class StderrHandler(logging.Handler):
             self.handleError(record)
 
 
-def configure(settings: Settings) -> None:
-    """Sends what this process logs to stderr, once."""
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+def configure(level_name: str, log_format: str) -> None:
+    """Sends what this process logs to stderr; takes the values of RXSTORE_LOG_LEVEL and RXSTORE_LOG_FORMAT."""
+    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     handler = StderrHandler()
     handler.setFormatter(json_formatter() if as_json else TextFormatter())
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    level = logging.getLevelNamesMapping()[level_name.upper()]
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
