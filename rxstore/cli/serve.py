@@ -1,0 +1,65 @@
+"""``rxstore serve``: the query API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from rxstore.cli.options import example, with_settings
+from rxstore.errors import WrongUse
+from rxstore.settings import Settings
+
+if TYPE_CHECKING:
+    from query_api.app import Api
+    from query_api.settings import ApiSettings
+
+
+@click.command(epilog=example("rxstore serve --insecure --bind 127.0.0.1:8080"))
+@click.option("--bind", metavar="HOST:PORT", help="Listen here instead of on RXSTORE_HTTP_BIND.")
+@click.option("--insecure", is_flag=True, help="Serve plain HTTP; on a loopback address only.")
+@click.option("--workers", type=click.IntRange(min=1, max=64), help="Server processes; one a core by default.")
+@with_settings
+def command(settings: Settings, bind: str | None, insecure: bool, workers: int | None) -> None:
+    """Run the query API.
+
+    It reads the views as the role rxstore_reader and can write nothing. Callers are not told apart yet, so it listens
+    on this machine only and wants --insecure said.
+    """
+    from query_api import server
+    from rxstore import store
+
+    if not insecure:
+        raise WrongUse("this version serves plain HTTP only: say --insecure, and put nothing but this machine in front")
+    address = bind or str(settings.http_bind)
+    try:
+        server.check_loopback(address)
+    except ValueError as error:
+        raise WrongUse(f"{'--bind' if bind else 'RXSTORE_HTTP_BIND'}: {error}") from error
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+    server.run(_factory(settings), address, workers=workers or os.cpu_count() or 1)
+
+
+def _factory(settings: Settings) -> Callable[[], Api]:
+    def make() -> Api:
+        from query_api.app import create_app
+        from query_api.database import read_only_engine
+
+        return create_app(read_only_engine(settings.database()), settings=_api_settings(settings))
+
+    return make
+
+
+def _api_settings(settings: Settings) -> ApiSettings:
+    from query_api.settings import ApiSettings, utc_now
+
+    now = settings.now
+    return ApiSettings(
+        clock=utc_now if now is None else lambda: now,
+        empty_search=settings.empty_search,
+        require_user=settings.require_user,
+        strict_check_character=settings.check_character == "strict",
+    )

@@ -1,0 +1,146 @@
+"""What the commands know of the database and the topic together: the live generation, and the log it is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from sqlalchemy import Engine, create_engine
+
+from projector import generations
+from projector.definition import DEFINITION, major
+from projector.generations import Generation, NotMigrated, SettingsDiffer
+from rxstore import broker
+from rxstore.errors import Refused, ServerUnavailable
+from rxstore.settings import Settings
+
+ENDS_TIMEOUT_MS = 10_000
+
+
+@contextmanager
+def engine(settings: Settings) -> Iterator[Engine]:
+    """An engine for a command's own short questions; not for projecting or serving."""
+    made = create_engine(
+        settings.engine_url(),
+        hide_parameters=True,
+        connect_args={"connect_timeout": 5, "application_name": "rxstore", "options": "-c timezone=UTC"},
+    )
+    try:
+        yield made
+    finally:
+        made.dispose()
+
+
+def meaning(settings: Settings) -> dict[str, Any]:
+    """The settings that change what events mean: stored with a generation, and part of its definition."""
+    return {
+        "RXSTORE_CHECK_CHARACTER": settings.check_character,
+        "RXSTORE_MAX_VALUE_BYTES": settings.max_value_bytes,
+        "RXSTORE_PARTITIONER": settings.partitioner,
+    }
+
+
+def live_generation(engine: Engine) -> Generation:
+    """The generation behind the views; Refused, with the next step, when there is none."""
+    try:
+        with engine.connect() as connection:
+            return generations.live(connection)
+    except NotMigrated as error:
+        raise Refused(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The topic as the brokers describe it now. Offsets are those that a reader of committed records sees."""
+
+    name: str
+    topic_id: str | None
+    first_offsets: dict[int, int]
+    end_offsets: dict[int, int]
+
+    @property
+    def partitions(self) -> int:
+        """How many there are."""
+        return len(self.end_offsets)
+
+
+def describe_log(settings: Settings) -> Log:
+    """Ask the brokers for the configured topic; ServerUnavailable when it or they cannot be reached."""
+    with broker.admin_client(settings) as admin:
+        count = broker.partition_count(admin, settings.topic)
+        topic_id = None if count is None else _topic_id(admin, settings.topic)
+    if count is None:
+        raise ServerUnavailable(
+            f"the topic {settings.topic} (RXSTORE_TOPIC) does not exist: create it with 'rxstore topics create'"
+        )
+    partitions = [TopicPartition(settings.topic, number) for number in range(count)]
+    consumer = KafkaConsumer(
+        **settings.kafka(),
+        client_id="rxstore",
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        metrics_enabled=False,
+    )
+    try:
+        first = consumer.beginning_offsets(partitions, timeout_ms=ENDS_TIMEOUT_MS)
+        end = consumer.end_offsets(partitions, timeout_ms=ENDS_TIMEOUT_MS)
+    finally:
+        consumer.close(autocommit=False)
+    return Log(
+        settings.topic,
+        topic_id,
+        {tp.partition: offset for tp, offset in first.items()},
+        {tp.partition: offset for tp, offset in end.items()},
+    )
+
+
+def _topic_id(admin: KafkaAdminClient, name: str) -> str | None:
+    (described,) = admin.describe_topics([name])
+    topic_id = described.get("topic_id")
+    return None if topic_id is None else str(topic_id)
+
+
+def generation_to_feed(settings: Settings, engine: Engine, log: Log) -> Generation:
+    """The live generation, once it is sure that this code, these settings and this topic may feed it.
+
+    Raises Refused otherwise: rows folded by another meaning, or from another log, would be wrong without a sign.
+    """
+    generation = live_generation(engine)
+    if major(generation.definition) != major(DEFINITION):
+        raise Refused(
+            f"generation {generation.name} has definition {generation.definition}, this version folds by {DEFINITION}: "
+            "build a new generation with it, and keep feeding this one with the version that made it"
+        )
+    try:
+        generations.check_settings(generation, meaning(settings))
+    except SettingsDiffer as error:
+        raise Refused(str(error)) from error
+    if generation.topic != log.name:
+        raise Refused(
+            f"generation {generation.name} is built from topic {generation.topic}, RXSTORE_TOPIC is {log.name}: "
+            "set it back, or build a new generation"
+        )
+    if generation.partitions is None:
+        with engine.begin() as connection:
+            generations.remember_topic(connection, generation.name, topic_id=log.topic_id, partitions=log.partitions)
+        return live_generation(engine)
+    if generation.partitions != log.partitions:
+        raise Refused(
+            f"topic {log.name} has {log.partitions} partitions, generation {generation.name} was built from "
+            f"{generation.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events "
+            "and build a new generation from it"
+        )
+    if generation.topic_id is not None and log.topic_id is not None and generation.topic_id != log.topic_id:
+        raise Refused(
+            f"topic {log.name} was deleted and made again since generation {generation.name} was built from it: "
+            "build a new generation from the new topic"
+        )
+    return generation
+
+
+def group_of(settings: Settings, generation: Generation) -> str:
+    """The consumer group that feeds a generation: each has its own."""
+    return f"{settings.group_id}-{generation.name}"
