@@ -285,8 +285,8 @@ VIEWS: dict[str, str] = {
                s.stream_key IS NOT NULL
                    AND ((s.state = 'open' AND s.reason <> 'deleted')
                         OR (s.state = 'parked' AND s.reason IN ('sequence_gap', 'behind_block')))
-                   AND NOT EXISTS (SELECT FROM {schema}.prescription d
-                                    WHERE d.stream_key = s.stream_key AND d.kind = 'deleted') AS counts
+                   AND (SELECT d.kind FROM {schema}.prescription d
+                         WHERE d.stream_key = s.stream_key) IS DISTINCT FROM 'deleted' AS counts
           FROM {schema}.set_aside s
     """,
     "checkpoint": """
