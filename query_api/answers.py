@@ -31,6 +31,7 @@ def send_conditionally(request: falcon.Request, response: falcon.Response, answe
     known = request.if_none_match or []
     if "*" in known or etag in known:
         response.status = falcon.HTTP_304
+        response.delete_header("Content-Type")
 
 
 def entity_tag(body: bytes) -> str:

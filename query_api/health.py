@@ -53,7 +53,7 @@ class Ready:
             return self._what_is_missing()
         except ProgrammingError as error:
             if getattr(error.orig, "sqlstate", None) == MAY_NOT_READ:
-                return "the database role may not read the views: grant it what docs/api.md lists"
+                return "the database role may not read the views: grant it rxstore_reader"
             return "the views are missing or older than this program: run `rxstore migrate`"
         except (DBAPIError, PoolTimeoutError):
             return "the database cannot be reached"

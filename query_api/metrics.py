@@ -113,6 +113,7 @@ class Observed:
                 "path": path,
                 "http_status": resp.status_code,
                 "tracker_code": code,
+                "format": resp.context.get("format", ""),
                 "milliseconds": round(seconds * 1_000, 3),
             },
         )

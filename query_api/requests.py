@@ -78,6 +78,14 @@ def trace_id(request: falcon.Request) -> str | None:
     return given if given is not None and is_trace_id(given) else None
 
 
+def format_given(request: falcon.Request, published: str) -> str:
+    """Whether the format parameter is the published one, another or missing: worth a note in the log, no more."""
+    given = request.params.get("format")
+    if not given:
+        return "missing"
+    return "published" if given == published else "other"
+
+
 def _check_caller(request: falcon.Request, settings: ApiSettings) -> None:
     if not is_asid(request.get_header("Spine-From-Asid", default="")):
         raise Refused(TrackerStatus.INVALID_ASID)

@@ -32,6 +32,7 @@ class Prescriptions:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Search by NHS number."""
+        resp.context.format = requests.format_given(req, "trace-summary")
         answers.tell_trace_id(resp, requests.trace_id(req))
         searched = self._questions.prescriptions(requests.search_criteria(req, self._settings))
         answers.tell_freshness(resp, searched.as_of)
@@ -56,6 +57,7 @@ class Prescription:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, prescription_id: str) -> None:
         """Retrieve one prescription and one of its issues."""
+        resp.context.format = requests.format_given(req, "trace")
         answers.tell_trace_id(resp, requests.trace_id(req))
         criteria = requests.retrieve_criteria(req, prescription_id, self._settings)
         retrieved = self._questions.prescription(criteria.stream_key, criteria.issue_number)

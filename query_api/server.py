@@ -6,6 +6,7 @@ for PostgreSQL. Every thread has a connection of its own at most, so a server ho
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -110,7 +111,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "errorlog": None,
             "accesslog": None,
             "child_exit": _forget_worker,
-            # Not a context manager in run(): the forked workers leave through it too.
+            "worker_exit": _end_here,
             "on_exit": _remove_metrics,
         }
         super().__init__()
@@ -129,6 +130,20 @@ class _Server(BaseApplication):  # type: ignore[misc]
 def _forget_worker(server: object, worker: Any) -> None:  # noqa: ANN401 - gunicorn has no types
     """Drop what only a living process may report; its counts stay in the sum."""
     mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _end_here(server: object, worker: Any) -> None:  # noqa: ANN401 - gunicorn has no types
+    """End a worker without going back up the stack that it was forked with.
+
+    What stands open there (the servers of a demo, temporary directories) belongs to the parent. gunicorn calls this
+    in the parent too, about a worker that is gone.
+    """
+    if worker.pid != os.getpid():
+        return
+    ending = sys.exc_info()[1]
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(ending.code if isinstance(ending, SystemExit) and isinstance(ending.code, int) else 1)
 
 
 def _remove_metrics(server: object) -> None:
