@@ -159,15 +159,16 @@ def needs_parked(stream: Stream, items: Sequence[Accepted | Quarantined]) -> boo
     """
     if not stream.has_parked:
         return False
-    keys = {item.event.envelope.key for item in items if isinstance(item, Accepted)}
-    if any(record.event_key in keys for record in stream.open):
+    accepted = [item.event.envelope for item in items if isinstance(item, Accepted)]
+    keys = {envelope.key for envelope in accepted}
+    broken = {item.event_key for item in items if isinstance(item, Quarantined)}
+    may_repair = len(keys) < len(accepted) or any(record.event_key in keys for record in stream.open)
+    if may_repair or not keys.isdisjoint(broken):
         return True
     if any(record.blocks for record in stream.open):
         return False
     expected = stream.history.next_sequence
-    if expected is None:
-        return bool(keys)
-    return any(isinstance(item, Accepted) and (item.event.envelope.sequence or 0) <= expected for item in items)
+    return expected is None or any((envelope.sequence or 0) <= expected for envelope in accepted)
 
 
 def fold(stream: Stream, items: Sequence[Accepted | Quarantined]) -> FoldedStream:

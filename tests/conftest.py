@@ -94,6 +94,13 @@ def migrated_database_url(postgres_url: str, migrated_template: str) -> Iterator
         yield url
 
 
+@pytest.fixture
+def another_database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """A second one, to compare with."""
+    with new_database(postgres_url, template=migrated_template) as url:
+        yield url
+
+
 @contextmanager
 def new_database(server_url: str, template: str) -> Iterator[str]:
     name = f"rxstore_test_{uuid.uuid4().hex}"
