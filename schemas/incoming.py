@@ -119,12 +119,15 @@ def _refusal(attributes: Json, data: object, strict_check_character: bool) -> Co
 
 def _disagreement(attributes: Json, data: object, kind: _Kind) -> list[Broken]:
     """What the JSON Schema refused although marshmallow finds nothing wrong, which would be a bug of the contract."""
-    broken = [
-        (".".join(map(str, path)) or whole_of, "is refused by the JSON Schema")
-        for validator, value, whole_of in ((_ENVELOPE, attributes, ""), (kind.validator, data, "data"))
-        for path in (error.instance_path for error in validator.iter_errors(value))
+    broken = [*_paths(_ENVELOPE, attributes), *_paths(kind.validator, data, "data")]
+    return [(path, "is refused by the JSON Schema") for path in broken] or [
+        ("", "keeps the JSON Schema, but cannot be made an event")
     ]
-    return broken or [("", "keeps the JSON Schema, but cannot be made an event")]
+
+
+def _paths(validator: jsonschema_rs.Draft202012Validator, value: object, *above: str) -> Iterator[str]:
+    for error in validator.iter_errors(value):
+        yield ".".join((*above, *map(str, error.instance_path)))
 
 
 def _envelope(attributes: Json, strict_check_character: bool) -> Envelope:
