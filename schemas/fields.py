@@ -355,6 +355,7 @@ class Members(fields.List[Any]):
     ) -> None:
         self.fewest = fewest
         self.most = most
+        self.member_schema = schema
         refusal = f"must be an array of {fewest} to {most} objects"
         super().__init__(
             Member(schema),

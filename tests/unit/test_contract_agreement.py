@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -18,8 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from projector.batch import Reason
 from schemas.asyncapi import asyncapi_document
 from schemas.contract import EVENT_TYPES, ISSUE_STATUSES, LINE_ITEM_STATUSES, EnvelopeSchema
+from schemas.event_docs import events_markdown
 from schemas.event_examples import example
 from schemas.events import Cancelled, Created, Event
 from schemas.explanation import data_errors, envelope_errors
@@ -465,6 +469,28 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
             for step in node["$ref"].removeprefix("#/").split("/"):
                 target = target[step]
             assert isinstance(target, dict)
+
+
+WRITE_PAGE = "python -c 'import schemas.event_docs as d; print(d.events_markdown(), end=str())' > docs/events.md"
+
+
+def test_the_page_about_events_is_the_generated_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "events.md"
+    assert page.read_text(encoding="utf-8") == events_markdown(), f"out of date; write it again with: {WRITE_PAGE}"
+
+
+def test_every_link_on_the_page_about_events_leads_to_a_heading() -> None:
+    page = events_markdown()
+    headings = re.findall(r"^#+ (.*)$", page, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert len(anchors) == len(headings)
+    assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
+
+
+def test_the_page_about_events_explains_every_reason_and_every_type() -> None:
+    page = events_markdown()
+    assert all(f"`{reason}`" in page for reason in Reason)
+    assert all(f"`{event_type}`" in page for event_type in EVENT_TYPES)
 
 
 def test_the_envelope_lists_the_attributes_in_the_order_of_the_contract() -> None:
