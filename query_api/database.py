@@ -18,14 +18,16 @@ STATEMENT_TIMEOUT_MS = 3_000
 POOL_TIMEOUT_SECONDS = 5
 
 
-def read_only_engine(url: str, *, pool_size: int = 8) -> Engine:
+def read_only_engine(url: str, *, role: str | None = None, pool_size: int = 8) -> Engine:
     """An engine whose every statement is a transaction of its own, reads only and ends after a few seconds.
 
-    Parameters are hidden from errors: they name patients.
+    With ``role`` it can do no more than that role, whoever logs in. Parameters are hidden from errors: they name
+    patients.
     """
     parsed = make_url(url).set(drivername="postgresql+psycopg")
     given = parsed.query.get("options", "")
-    ours = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    as_role = "" if role is None else f" -c role={role}"
+    ours = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC{as_role}"
     return create_engine(
         parsed,
         isolation_level="AUTOCOMMIT",

@@ -7,6 +7,7 @@ for PostgreSQL. Every thread has a connection of its own at most, so a server ho
 from __future__ import annotations
 
 import logging
+import logging
 import os
 import shutil
 import sys
@@ -108,6 +109,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "keepalive": KEEP_ALIVE_SECONDS,
             "proc_name": "rxstore-api",
             "logger_class": QuietLogger,
+            "loglevel": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
             "errorlog": None,
             "accesslog": None,
             "child_exit": _forget_worker,

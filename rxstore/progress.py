@@ -72,7 +72,7 @@ class Progress:
 
     def _line(self) -> str:
         line = f"{self.label}: {self.done:,} {self.unit}, {self.rate:,.0f}/s"
-        if not self.total:
+        if not self.total or not self.done:
             return line
         left = max(0.0, self.total - self.done) / self.rate
         return f"{line}, {min(99, 100 * self.done / self.total):.0f} %, about {_duration(left)} left"

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from rxstore.fleet import WorkerOptions
     from rxstore.progress import Progress
     from rxstore.store import Log
+
+NOTED_WITHIN_SECONDS = 3.0
 
 
 @click.command(epilog=example("rxstore project --workers 2", "rxstore project --until-caught-up"))
@@ -91,22 +94,36 @@ def worker_options(settings: Settings, generation: Generation, log: Log) -> Work
 
 
 def _caught_up(engine: Engine, generation: Generation, log: Log, progress: Progress) -> Callable[[], bool]:
-    """Return the question whether every partition has reached the end that it had at the start."""
+    """Return the question whether every partition has reached the end that it had at the start.
+
+    Once they have, a worker also notes that it saw the end, which is what answers tell as their freshness; we wait a
+    moment for that, and no longer, since on a busy topic the end moves on.
+    """
     from sqlalchemy import text
 
-    question = text(f"SELECT partition_number, next_offset FROM {generation.schema}.checkpoint WHERE topic = :topic")
-    began: dict[int, int] = {}
+    question = text(
+        f"SELECT partition_number, next_offset, caught_up_at >= :began FROM {generation.schema}.checkpoint "
+        "WHERE topic = :topic"
+    )
+    with engine.connect() as connection:
+        parameters = {"topic": log.name, "began": connection.execute(text("SELECT clock_timestamp()")).scalar_one()}
+    first: dict[int, int] = {}
+    reached_at: list[float] = []
 
     def finished() -> bool:
         with engine.connect() as connection:
-            rows = connection.execute(question, {"topic": log.name})
-            reached = {int(row[0]): int(row[1]) for row in rows}
-        at = {partition: reached.get(partition, first) for partition, first in log.first_offsets.items()}
-        if not began:
-            began.update(at)
-            progress.total = sum(max(0, end - began[partition]) for partition, end in log.end_offsets.items())
-        done = sum(min(offset, log.end_offsets[partition]) - began[partition] for partition, offset in at.items())
+            rows = connection.execute(question, parameters).all()
+        stands = {int(row[0]): int(row[1]) for row in rows}
+        at = {partition: stands.get(partition, begin) for partition, begin in log.first_offsets.items()}
+        if not first:
+            first.update(at)
+            progress.total = sum(max(0, end - first[partition]) for partition, end in log.end_offsets.items())
+        done = sum(min(offset, log.end_offsets[partition]) - first[partition] for partition, offset in at.items())
         progress.advance(max(0, done - progress.done))
-        return all(offset >= log.end_offsets[partition] for partition, offset in at.items())
+        if any(offset < log.end_offsets[partition] for partition, offset in at.items()):
+            return False
+        reached_at.append(time.monotonic())
+        seen = sum(bool(row[2]) for row in rows) == log.partitions
+        return seen or reached_at[-1] - reached_at[0] > NOTED_WITHIN_SECONDS
 
     return finished

@@ -45,10 +45,12 @@ def command(settings: Settings, bind: str | None, insecure: bool, workers: int |
 
 def _factory(settings: Settings) -> Callable[[], Api]:
     def make() -> Api:
+        from projector.generations import READER_ROLE
         from query_api.app import create_app
         from query_api.database import read_only_engine
 
-        return create_app(read_only_engine(settings.database()), settings=_api_settings(settings))
+        engine = read_only_engine(settings.database(), role=READER_ROLE)
+        return create_app(engine, settings=_api_settings(settings))
 
     return make
 

@@ -1,0 +1,163 @@
+"""The commands as people run them: processes of their own, against a database and a topic of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from rxstore.embedded import free_port
+
+ASID = "200000000946"
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the API answered; names of headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+@dataclass(slots=True)
+class System:
+    """One installation of rxstore under test."""
+
+    environment: dict[str, str]
+    directory: Path
+
+    def run(self, *arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        done = subprocess.run(
+            self._command(arguments),
+            input=stdin,
+            capture_output=True,
+            env={**self._environment(), **environment},
+            cwd=self.directory,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def do(self, *arguments: str, stdin: bytes = b"") -> str:
+        """Run a command that must succeed, and return what it printed."""
+        done = self.run(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def publish(self, events: Iterable[dict[str, Any]]) -> None:
+        """Publish events as a publisher would, in order."""
+        self.do("publish", "-", stdin=b"\n".join(json.dumps(event).encode() for event in events))
+
+    def project(self, workers: int = 1) -> dict[str, int]:
+        """Project what is in the topic, and return what became of it."""
+        counts: dict[str, int] = json.loads(
+            self.do("project", "--until-caught-up", "--workers", str(workers), "--json")
+        )
+        return counts
+
+    def status(self) -> dict[str, Any]:
+        """Return the document of ``status --json``, whatever its verdict."""
+        document: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return document
+
+    def quarantine(self, *arguments: str) -> list[dict[str, Any]]:
+        """Return what ``quarantine list --json`` shows."""
+        return [json.loads(line) for line in self.do("quarantine", "list", "--json", *arguments).splitlines()]
+
+    @contextmanager
+    def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a command that goes on until it is stopped."""
+        process = subprocess.Popen(
+            self._command(arguments), env={**self._environment(), **environment}, cwd=self.directory
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE_SECONDS)
+            finally:
+                process.kill()
+
+    @contextmanager
+    def serving(self, **environment: str) -> Iterator[Callable[..., Answer]]:
+        """Serve the API; the block gets a function that asks it."""
+        address = f"127.0.0.1:{free_port()}"
+        with self.running("serve", "--insecure", "--bind", address, "--workers", "1", **environment) as process:
+
+            def ask(path: str, method: str = "GET", **headers: str) -> Answer:
+                request = urllib.request.Request(f"http://{address}{path}", method=method)
+                for name, value in {"Spine-From-Asid": ASID, "Accept": "application/json", **headers}.items():
+                    request.add_header(name.replace("_", "-"), value)
+                try:
+                    response = urllib.request.urlopen(request, timeout=10)  # noqa: S310 - our own address
+                except urllib.error.HTTPError as error:
+                    response = error
+                with response:
+                    body = response.read()
+                    headers = {name.lower(): value for name, value in response.headers.items()}
+                    return Answer(response.status, headers, json.loads(body) if body else {})
+
+            def is_up() -> bool:
+                assert process.poll() is None, "the API ended"
+                try:
+                    return ask("/health/live").status == 200
+                except OSError:
+                    return False
+
+            eventually(is_up)
+            yield ask
+
+    def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Ask the database itself."""
+        with psycopg.connect(self.environment["RXSTORE_DATABASE_URL"]) as connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "rxstore.cli.main", *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self.environment}
+
+
+def eventually(question: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait until the answer is yes; fail when it takes too long."""
+    until = time.monotonic() + seconds
+    while not question():
+        assert time.monotonic() < until, f"not within {seconds:.0f} seconds"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def system(migrated_database_url: str, broker: str, topic: str, tmp_path: Path) -> System:
+    """An installation that is migrated, with an empty topic."""
+    made = System(
+        {
+            "RXSTORE_DATABASE_URL": migrated_database_url,
+            "RXSTORE_KAFKA_BOOTSTRAP_SERVERS": broker,
+            "RXSTORE_TOPIC": topic,
+            "RXSTORE_SESSION_TIMEOUT_MS": "6000",
+            "RXSTORE_LOG_LEVEL": "warning",
+        },
+        tmp_path,
+    )
+    with psycopg.connect(migrated_database_url) as connection:
+        connection.execute("UPDATE rxstore.generation SET topic = %s", (topic,))
+    return made
