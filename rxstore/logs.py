@@ -14,8 +14,9 @@ STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {
     "color_message",
 }
 
-# These tell at length what only somebody who debugs the client wants to know.
-CHATTY = ("kafka", "sqlalchemy", "alembic")
+# Whatever our own level is: at debug these quote the bytes and rows that they carry, and those name patients. The
+# broker client warns of its own inner affairs; what they mean for us the worker says itself.
+OTHERS = {"kafka": logging.ERROR, "sqlalchemy": logging.WARNING, "alembic": logging.WARNING}
 
 
 class TextFormatter(logging.Formatter):
@@ -67,5 +68,5 @@ def configure(level_name: str, log_format: str) -> None:
     handler.setFormatter(json_formatter() if as_json else TextFormatter())
     level = logging.getLevelNamesMapping()[level_name.upper()]
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
+    for name, least in OTHERS.items():
+        logging.getLogger(name).setLevel(max(level, least))
