@@ -19,6 +19,7 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ingest import metrics
 from ingest.assignment import Assignment
+from ingest.readability import Readability
 from ingest.retry import Backoff
 from projector import checkpoints, set_aside
 from projector.batch import Accepted, Position, Quarantined, Record
@@ -42,6 +43,7 @@ class Worker:
     """One consumer in the group and one database session, projecting into one generation.
 
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
+    With ``keep_going`` it also sets aside what looks like a bad deploy.
     """
 
     topic: str
@@ -55,8 +57,10 @@ class Worker:
     batch_records: int
     remembered_streams: int
     stopping: Event
+    keep_going: bool = False
     counts: Counts = field(default_factory=Counts)
     _claims: dict[int, Claim] = field(default_factory=dict)
+    _readability: Readability = field(default_factory=Readability)
     _backoff: Backoff = field(default_factory=Backoff)
     _runner: Runner | None = None
     _ends: tuple[Any, dict[int, int]] | None = None
@@ -189,6 +193,8 @@ class Worker:
                 reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS)
                 if reached is not None and reached > next_offsets.get(number, claim.next_offset):
                     next_offsets[number] = reached
+        if not self.keep_going:
+            self._readability.look(items)
         return Batch(items, next_offsets)
 
     def _project(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:

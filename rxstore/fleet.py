@@ -27,6 +27,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from ingest.consumer import Worker
 from ingest.decode import Decoder
 from ingest.partitioning import partitioner
+from ingest.readability import TooManyUnreadable
 from projector.checkpoints import TopicMismatch
 from projector.read_model import ReadModel, RowsMissing
 from projector.runner import connect
@@ -65,6 +66,7 @@ class WorkerOptions:
     batch_records: int
     session_timeout_ms: int
     instance_id: str | None
+    keep_going: bool
     log_level: str
     log_format: str
 
@@ -172,11 +174,12 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         batch_records=options.batch_records,
         remembered_streams=REMEMBERED_STREAMS,
         stopping=stopping,
+        keep_going=options.keep_going,
     )
     _collect_garbage_rarely()
     try:
         worker.run()
-    except (TopicMismatch, RowsMissing) as error:
+    except (TopicMismatch, RowsMissing, TooManyUnreadable) as error:
         print(f"rxstore: {error}", file=sys.stderr, flush=True)
         sys.exit(REFUSED_EXIT)
     finally:
@@ -184,7 +187,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
 
 
 def _collect_garbage_rarely() -> None:
-    """A batch makes some hundred thousand objects, none of them in a cycle: looking for cycles took a third of the time.
+    """A batch makes a hundred thousand objects, none in a cycle: looking for cycles took a third of the time.
 
     What is left of the collector finds the cycles of the libraries.
     """

@@ -31,9 +31,10 @@ NOTED_WITHIN_SECONDS = 3.0
 @click.command(epilog=example("rxstore project --workers 2", "rxstore project --until-caught-up"))
 @click.option("--workers", type=click.IntRange(min=1, max=64), help="Processes on this machine; one a core by default.")
 @click.option("--until-caught-up", is_flag=True, help="Stop once every event that is there now has been projected.")
+@click.option("--keep-going", is_flag=True, help="Set everything aside even when most of it cannot be read.")
 @as_json
 @with_settings
-def command(settings: Settings, workers: int | None, until_caught_up: bool, as_json: bool) -> None:
+def command(settings: Settings, workers: int | None, until_caught_up: bool, keep_going: bool, as_json: bool) -> None:
     """Run the projector: from the topic to the read models.
 
     More machines join by running the same command: Kafka spreads the partitions over all workers. Ctrl-C and SIGTERM
@@ -54,7 +55,7 @@ def command(settings: Settings, workers: int | None, until_caught_up: bool, as_j
             from rxstore import exposition
 
             stack.enter_context(exposition.serving(settings.metrics_bind))
-        fleet = Fleet(worker_options(settings, generation, log), count)
+        fleet = Fleet(worker_options(settings, generation, log, keep_going=keep_going), count)
         if until_caught_up:
             from rxstore.progress import Progress
 
@@ -69,7 +70,7 @@ def command(settings: Settings, workers: int | None, until_caught_up: bool, as_j
         click.echo(", ".join(f"{name} {number:,}" for name, number in counts.items()))
 
 
-def worker_options(settings: Settings, generation: Generation, log: Log) -> WorkerOptions:
+def worker_options(settings: Settings, generation: Generation, log: Log, *, keep_going: bool) -> WorkerOptions:
     """What each worker process is told."""
     from rxstore import store
     from rxstore.fleet import WorkerOptions
@@ -88,6 +89,7 @@ def worker_options(settings: Settings, generation: Generation, log: Log) -> Work
         batch_records=settings.batch_records,
         session_timeout_ms=settings.session_timeout_ms,
         instance_id=settings.group_instance_id,
+        keep_going=keep_going,
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
