@@ -15,6 +15,7 @@ from rxstore.errors import WrongUse
 from rxstore.progress import Progress
 
 STANDARD_INPUT = "-"
+NOWHERE = Position("", 0, 0)
 
 Line = tuple[int, bytes]
 
@@ -42,7 +43,7 @@ def checker(*, max_value_bytes: int, strict_check_character: bool) -> Decoder:
 
 def check(decoder: Decoder, line: Line) -> Checked:
     number, value = line
-    decoded = decoder.regardless_of_place(Record(Position("", 0, number), 0, None, value))
+    decoded = decoder.regardless_of_place(Record(NOWHERE, 0, None, value))
     if isinstance(decoded, Accepted):
         envelope = decoded.event.envelope
         return Checked(number, value, envelope.stream_key, envelope.id)

@@ -57,8 +57,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """The very last lines, where nobody overlooks them."""
     not_run = config.stash.get(NOT_RUN, 0)
     if not_run:
-        print(f"\nNOT RUN: {not_run} tests that need a real Apache Kafka.")
-        print(f"To run them too: {servers.kafka_missing()}.")
+        print(f"\nNOT RUN: {not_run} tests that need a real Apache Kafka, since {servers.kafka_missing()}.")
 
 
 @pytest.fixture(scope="session")
