@@ -21,10 +21,11 @@ from ingest import metrics
 from ingest.assignment import Assignment
 from ingest.readability import Readability
 from ingest.retry import Backoff
-from projector import checkpoints, set_aside
-from projector.batch import Accepted, Position, Quarantined, Record
+from projector import checkpoints, decisions, set_aside
+from projector.batch import Accepted, Decode, Position, Quarantined, Record
 from projector.checkpoints import Claim, FencingLost, TopicMismatch
-from projector.read_model import Decode, ReadModel
+from projector.decisions import DecisionsDue
+from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.runner import Batch, Runner
 from projector.stream import Counts
@@ -205,6 +206,10 @@ class Worker:
                 counts = self._live().project_batch(self._claims, batch)
             except FencingLost:
                 batch = self._what_is_left(consumer, assignment, batch, overtaken=True)
+            except DecisionsDue as due:
+                before, batch = _cut(batch, due.offsets, self._claims)
+                self._project(consumer, assignment, before)
+                self._apply_decisions(consumer)
             except psycopg.errors.SerializationFailure as error:
                 metrics.RETRIES.labels(type(error).__name__).inc()
                 batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
@@ -255,6 +260,29 @@ class Worker:
         }
         consumer.commit_async(offsets, callback=lambda *_: None)
 
+    # decisions --------------------------------------------------------------------------------------------------------
+
+    def _apply_decisions(self, consumer: KafkaConsumer) -> None:
+        """Give operators' new decisions their place, and apply those whose place this generation has come to."""
+        try:
+            waiting = decisions.waiting(self._connection(), self.read_model.schema, self.topic, self._claims)
+            new = [decision for decision in waiting if decision.number is None]
+            if new:
+                decisions.give_effect(self._connection(), new)
+                waiting = decisions.waiting(self._connection(), self.read_model.schema, self.topic, self._claims)
+            for decision in waiting:
+                if decision.effect_offset == self._claims[decision.stream_partition].next_offset:
+                    self.counts.add(self._live().apply(self._claims, decision))
+                    log.info(
+                        "applied decision %d: %s %s",
+                        decision.id,
+                        decision.action,
+                        decision.position,
+                        extra={"action": "decision"},
+                    )
+        except psycopg.Error as error:
+            self._wait(consumer, error)
+
     # freshness --------------------------------------------------------------------------------------------------------
 
     def _note_ends(self, consumer: KafkaConsumer) -> None:
@@ -267,6 +295,7 @@ class Worker:
         try:
             if time.monotonic() - self._ends_asked_at >= ENDS_EVERY_SECONDS:
                 self._ends_asked_at = time.monotonic()
+                self._apply_decisions(consumer)
                 row = self._connection().execute("SELECT clock_timestamp()").fetchone()
                 ends = consumer.end_offsets(
                     [TopicPartition(self.topic, number) for number in self._claims], timeout_ms=ENDS_TIMEOUT_MS
@@ -322,6 +351,21 @@ class Worker:
         still = consumer.assignment()
         claimed = [TopicPartition(self.topic, number) for number in self._claims]
         consumer.resume(*[partition for partition in claimed if partition in still])
+
+
+def _cut(batch: Batch, offsets: Mapping[int, int], claims: Mapping[int, Claim]) -> tuple[Batch, Batch]:
+    """Cut a batch at some partitions' offsets: all that stands before them, and the rest of those partitions."""
+    before: list[Accepted | Quarantined] = []
+    after: list[Accepted | Quarantined] = []
+    for item in batch.items:
+        position = item.record.position
+        is_after = position.partition in offsets and position.offset >= offsets[position.partition]
+        (after if is_after else before).append(item)
+    ends = {number: min(end, offsets.get(number, end)) for number, end in batch.next_offsets.items()}
+    return (
+        Batch(before, {number: end for number, end in ends.items() if end > claims[number].next_offset}),
+        Batch(after, {number: batch.next_offsets[number] for number in offsets}),
+    )
 
 
 def _record(record: Any) -> Record:  # noqa: ANN401 - kafka-python's ConsumerRecord

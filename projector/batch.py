@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from schemas.events import Event
 
@@ -87,3 +88,13 @@ class Quarantined:
     event_type: str | None = None
     sequence: int | None = None
     nhs_number: str | None = None
+
+
+class Decode(Protocol):
+    """Reads a record: an event, or why it is none (``ingest.decode.Decoder``)."""
+
+    def __call__(self, record: Record) -> Accepted | Quarantined:
+        """Read a record that stands where it stands."""
+
+    def regardless_of_place(self, record: Record) -> Accepted | Quarantined:
+        """Read a misrouted record that is tried again: its place no longer counts."""

@@ -19,7 +19,7 @@ import orjson
 from psycopg import Connection, Cursor
 
 from projector import set_aside, tables
-from projector.batch import Accepted, Quarantined, Record
+from projector.batch import Decode, Record
 from projector.prescription import (
     Cancellation,
     Issue,
@@ -33,10 +33,11 @@ from projector.stream import NO_HISTORY, FoldedStream, History, Parked, Stream
 from schemas.events import Organisation, PrescribedItem
 
 Row = tuple[Any, ...]
-Decode = Callable[[Record], Accepted | Quarantined]
 WantsParked = Callable[[Stream], bool]
 
 DELETED = "deleted"
+# Nothing folded, but an operator skipped a record whose sequence counts as seen.
+EXPECTED = "expected"
 
 
 class RowsMissing(Exception):
@@ -208,7 +209,7 @@ def _content(record: Record | None) -> Record:
 def _loaded(row: Row, children: Mapping[str, Mapping[str, list[Row]]]) -> tuple[Prescription | None, History]:
     (key, _partition, kind, *_rest) = row
     history = History(keys=row[27], positions=row[28], next_sequence=row[25], passed=tuple(row[26]))
-    if kind == DELETED:
+    if kind in {DELETED, EXPECTED}:
         return None, history
     prescribed = Prescribed(
         prescription_id=row[3],
@@ -302,6 +303,10 @@ def _array(statuses: tuple[str, ...]) -> str:
     return "{" + ",".join(statuses) + "}"
 
 
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
 # state to rows --------------------------------------------------------------------------------------------------------
 
 
@@ -309,10 +314,10 @@ def _changes(stream: FoldedStream, rows: Rows, rewritten: list[str]) -> None:
     """Sort a stream's rows into new and changed ones; a deleted or newly created one is written anew."""
     before, after, key = stream.before.prescription, stream.prescription, stream.before.key
     is_update = before is not None and after is not None and before.kind is after.kind
-    if before is not None and not is_update:
+    if not is_update and stream.before.history != NO_HISTORY:
         rewritten.append(key)
     if after is None:
-        rows.new["prescription"].append(_tombstone_row(stream))
+        rows.new["prescription"].append(_bare_row(stream))
     elif not is_update or before is None:
         rows.new["prescription"].append(prescription_row(stream, after))
         rows.new["line_item"].extend(
@@ -349,17 +354,19 @@ def _changes(stream: FoldedStream, rows: Rows, rewritten: list[str]) -> None:
             )
 
 
-def _tombstone_row(stream: FoldedStream) -> Row:
-    """A deleted prescription: its key and idempotency keys, nothing else of it."""
+def _bare_row(stream: FoldedStream) -> Row:
+    """A stream without a prescription: of a deleted one the key and idempotency keys remain, nothing else of it."""
+    history = stream.history
     known = {
         "stream_key": stream.before.key,
         "partition_number": stream.before.partition,
-        "kind": DELETED,
-        "version": stream.history.version,
+        "kind": DELETED if history.keys else EXPECTED,
+        "version": history.version,
         "pending_cancellations": False,
-        "passed_sequences": "{}",
-        "folded_keys": stream.history.keys,
-        "folded_positions": stream.history.positions,
+        "next_sequence": history.next_sequence,
+        "passed_sequences": _numbers(history.passed),
+        "folded_keys": history.keys,
+        "folded_positions": history.positions,
     }
     return tuple(known.get(column) for column in COLUMNS["prescription"])
 
@@ -399,7 +406,7 @@ def _changing_columns(stream: FoldedStream, after: Prescription) -> Row:
         after.last_event_at,
         after.pending_cancellations,
         history.next_sequence,
-        "{" + ",".join(map(str, history.passed)) + "}",
+        _numbers(history.passed),
         history.keys,
         history.positions,
     )

@@ -13,13 +13,14 @@ from typing import Any
 import psycopg
 from psycopg import Connection, IsolationLevel
 
-from projector import checkpoints, set_aside
-from projector.batch import Accepted, FieldError, Quarantined, Reason
+from projector import checkpoints, decisions, set_aside
+from projector.batch import Accepted, Decode, FieldError, Quarantined, Reason
 from projector.checkpoints import Claim
+from projector.decisions import Decision
 from projector.projection import Arrivals, Projected, by_stream, project
-from projector.read_model import Decode, ReadModel
+from projector.read_model import ReadModel
 from projector.recent import RecentStreams
-from projector.stream import Counts, FoldedStream, Stream, needs_parked
+from projector.stream import Counts, FoldedStream, Retry, SetAside, Skip, Stream, fold, needs_parked
 from schemas.incoming import TYPE_OF
 
 # Set for each session of a projector. Lookups are by key and must stay so however large the tables grow and however
@@ -72,7 +73,8 @@ class Runner:
     def project_batch(self, claims: Mapping[int, Claim], batch: Batch) -> Counts:
         """Fold a batch into the read model and move its checkpoints, all or nothing.
 
-        Raises FencingLost when a checkpoint is not where ``claims`` has it. Data that the database refuses although
+        Raises FencingLost when a checkpoint is not where ``claims`` has it, DecisionsDue when a decision takes effect
+        inside the batch. Data that the database refuses although
         the contract let it through is a defect of ours: the batch is then halved by streams until the stream is
         found, and the event that does it is set aside as ``fold_failed``.
         """
@@ -81,15 +83,48 @@ class Runner:
         folded: list[FoldedStream] = []
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
-                checkpoints.move(cursor, self.read_model.schema, claims, batch.next_offsets)
+                schema = self.read_model.schema
+                checkpoints.move(cursor, schema, claims, batch.next_offsets)
+                topic = next(iter(claims.values())).topic
+                decisions.check_none_is_passed(cursor, schema, topic, batch.next_offsets)
                 self._project(arrivals.by_stream, counts, folded)
                 if arrivals.marks:
-                    set_aside.mark(cursor, self.read_model.schema, arrivals.marks)
+                    set_aside.mark(cursor, schema, arrivals.marks)
         except BaseException:
             self.recent.forget()
             raise
         self.recent.keep(folded)
         return counts
+
+    def apply(self, claims: Mapping[int, Claim], decision: Decision) -> Counts:
+        """Apply a decision whose effect offset is the next offset of its stream's partition, in one transaction."""
+        held = claims[decision.stream_partition]
+        self.recent.forget()
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            checkpoints.move(cursor, self.read_model.schema, claims, {held.partition: held.next_offset})
+            folded = self.decided(decision)
+            self.read_model.save(self.connection, [folded])
+            decisions.applied(cursor, self.read_model.schema, decision)
+        return folded.counts
+
+    def decided(self, decision: Decision) -> FoldedStream:
+        """Return what a decision makes of its stream as it is stored now; nothing is written."""
+        schema, key = self.read_model.schema, decision.stream_key
+        stored = self.read_model.load(self.connection, {key: decision.stream_partition}, self.decode, lambda _: True)
+        record = set_aside.load_one(self.connection, schema, decision.position)
+        return fold(stored[key], () if record is None else self._arrival(decision, record))
+
+    def _arrival(self, decision: Decision, record: SetAside) -> tuple[Retry | Skip, ...]:
+        """Return a decision as the fold takes it; nothing when the record is settled or has lost its content."""
+        if record.state not in {"open", "parked"}:
+            return ()
+        mark = record if record.reason is Reason.MISROUTED else None
+        if decision.action == "skip":
+            return (Skip(decision.position, mark),)
+        if record.record is None:
+            return ()
+        decode = self.decode if mark is None else self.decode.regardless_of_place
+        return (Retry(decision.position, decode(record.record), mark),)
 
     def _project(self, by_key: Items, counts: Counts, folded: list[FoldedStream]) -> None:
         if not by_key:

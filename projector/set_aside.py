@@ -68,6 +68,15 @@ def load_parked(connection: Connection[Any], schema: str, keys: Sequence[str]) -
     return parked
 
 
+def load_one(connection: Connection[Any], schema: str, position: Position) -> SetAside | None:
+    """Return the record that was set aside at a position, with its content, or None."""
+    row = connection.execute(
+        f"{SELECT.format(schema=schema)} WHERE (topic, partition_number, record_offset) = (%s, %s, %s)",
+        (position.topic, position.partition, position.offset),
+    ).fetchone()
+    return None if row is None else _loaded(row)
+
+
 def save(
     cursor: Cursor[Any],
     schema: str,

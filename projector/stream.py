@@ -110,6 +110,30 @@ class Stream:
         return self.prescription is None and bool(self.history.keys)
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """An operator had a record tried again: ``item`` is what it decodes to now.
+
+    ``mark`` is the set-aside record itself when it is misrouted; it stands in another partition than the stream.
+    """
+
+    position: Position
+    item: Accepted | Quarantined
+    mark: SetAside | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """An operator had a record passed over; ``mark`` as in ``Retry``."""
+
+    position: Position
+    mark: SetAside | None = None
+
+
+Item = Accepted | Quarantined
+Arrival = Item | Retry | Skip
+
+
 @dataclass(slots=True)
 class Counts:
     """What became of a batch's events."""
@@ -151,7 +175,7 @@ class Outcome(Enum):
     QUARANTINED = auto()
 
 
-def needs_parked(stream: Stream, items: Sequence[Accepted | Quarantined]) -> bool:
+def needs_parked(stream: Stream, items: Sequence[Arrival]) -> bool:
     """Whether folding ``items`` can move parked records, so that the shell must load them first.
 
     A blocked stream moves only when one of its open records is repaired: a long queue behind a block then costs
@@ -159,6 +183,8 @@ def needs_parked(stream: Stream, items: Sequence[Accepted | Quarantined]) -> boo
     """
     if not stream.has_parked:
         return False
+    if any(isinstance(item, Retry | Skip) for item in items):
+        return True
     accepted = [item.event.envelope for item in items if isinstance(item, Accepted)]
     keys = {envelope.key for envelope in accepted}
     broken = {item.event_key for item in items if isinstance(item, Quarantined)}
@@ -171,14 +197,22 @@ def needs_parked(stream: Stream, items: Sequence[Accepted | Quarantined]) -> boo
     return expected is None or any((envelope.sequence or 0) <= expected for envelope in accepted)
 
 
-def fold(stream: Stream, items: Sequence[Accepted | Quarantined]) -> FoldedStream:
-    """Return ``stream`` after ``items``, which stand in log order. The arguments are left as they are."""
+def fold(stream: Stream, items: Sequence[Arrival]) -> FoldedStream:
+    """Return ``stream`` after ``items``, which stand in log order, decisions at the offsets where they take effect.
+
+    The arguments are left as they are. A decision about a record that is no longer open or parked changes nothing.
+    """
     folding = _Folding(stream)
     for item in items:
-        if isinstance(item, Accepted):
-            folding.accept(item)
-        else:
-            folding.quarantine(item)
+        match item:
+            case Accepted():
+                folding.accept(item)
+            case Quarantined():
+                folding.quarantine(item)
+            case Retry():
+                folding.retry_decided(item)
+            case Skip():
+                folding.skip_decided(item)
     return folding.result()
 
 
@@ -292,7 +326,7 @@ class _Folding:
 
     def expects_sequence(self, event: Event) -> bool:
         """The first event that folds decides whether the stream has sequences."""
-        if self.history.keys:
+        if self.history.keys or self.history.next_sequence is not None:
             return self.history.next_sequence is not None
         return event.envelope.sequence is not None
 
@@ -306,9 +340,11 @@ class _Folding:
             return self.refuse(item, stands_at, Reason.FOLD_FAILED, FieldError("", message))
         if refused is not None:
             return self.refuse(item, stands_at, Reason.ILLEGAL_TRANSITION, refused)
-        had_sequences = self.expects_sequence(event)
+        has_sequences = self.expects_sequence(event)
         self.prescription = after
-        self.history = _remembering(self.history, item, sequenced=had_sequences)
+        self.history = _remembering(self.history, item)
+        if has_sequences and event.envelope.sequence is not None:
+            self.expect(event.envelope.sequence + 1)
         self.counts.folded += 1
         if isinstance(event, Deleted):
             self.forget()
@@ -326,6 +362,89 @@ class _Folding:
         self.parked.clear()
         self.open = [record.without_content() for record in self.open]
         self.saved = {position: record.without_content() for position, record in self.saved.items()}
+
+    # what operators decide --------------------------------------------------------------------------------------------
+
+    def retry_decided(self, decision: Retry) -> None:
+        """The record joins the parked ones at its own place; one that breaks the contract still is open again."""
+        if decision.mark is not None:
+            self.retry_mark(decision.mark, decision.item)
+            return
+        record = next((record for record in self.open if record.position == decision.position), None)
+        if record is None or self.is_deleted:
+            return
+        self.open.remove(record)
+        if isinstance(decision.item, Quarantined):
+            self.set_open(
+                _set_aside(decision.item, record.stands_at, "open", decision.item.reason, decision.item.errors)
+            )
+            return
+        parked = _set_aside(decision.item, record.stands_at, "parked", Reason.BEHIND_BLOCK, ())
+        self.parked[record.position] = Parked(parked, decision.item)
+        self.saved[record.position] = self.known[record.position] = parked
+        self.release()
+        if record.position in self.removed:
+            # It did not vanish like a parked one: what was quarantined keeps its row, and its row says how it ended.
+            self.removed.discard(record.position)
+            self.saved[record.position] = replace(record, state="retried")
+
+    def retry_mark(self, mark: SetAside, item: Item) -> None:
+        """A misrouted record folds at the stream's present place, or leaves its mark."""
+        if isinstance(item, Quarantined) or self.first_block() < inf:
+            return
+        if self.history.has(item.event.envelope.key):
+            self.counts.duplicates += 1
+        elif self.attempt(item, item.record.position.offset) is not Outcome.FOLDED:
+            self.parked.pop(mark.position, None)
+            self.known.pop(mark.position, None)
+            self.saved.pop(mark.position, None)
+            self.open = [record for record in self.open if record.position != mark.position]
+            return
+        self.saved[mark.position] = replace(mark, state="retried")
+        self.release()
+
+    def skip_decided(self, decision: Skip) -> None:
+        """The record is passed over, and on a stream with sequences its number counts as seen.
+
+        On a record that waits for missing numbers it means that these will not come.
+        """
+        waiting = self.parked.get(decision.position)
+        if waiting is not None and waiting.set_aside.reason is Reason.SEQUENCE_GAP:
+            if waiting.set_aside.sequence is not None:
+                self.expect(waiting.set_aside.sequence)
+            self.release()
+            return
+        record = decision.mark or next((r for r in self.open if r.position == decision.position), None)
+        if record is None:
+            return
+        if record in self.open:
+            self.open.remove(record)
+        self.saved[record.position] = replace(record, state="skipped")
+        if not self.is_deleted:
+            self.count_as_seen(record)
+            self.release()
+
+    def count_as_seen(self, record: SetAside) -> None:
+        """Count the record's own sequence as seen, else the next number, unless a parked event carries it."""
+        history = self.history
+        begins = not history.keys and history.next_sequence is None
+        if (begins and record.sequence is None) or (not begins and history.next_sequence is None):
+            return
+        expected = history.next_sequence or 1
+        number = expected if record.sequence is None else record.sequence
+        if any(parked.set_aside.sequence == number for parked in self.parked.values()) or number < expected:
+            return
+        self.history = history._replace(next_sequence=expected, passed=tuple(sorted({*history.passed, number})))
+        self.expect(expected)
+
+    def expect(self, number: int) -> None:
+        """Expect ``number`` next, or the first one after it that did not pass already."""
+        passed = self.history.passed
+        while number in passed:
+            number += 1
+        self.history = self.history._replace(
+            next_sequence=number, passed=tuple(other for other in passed if other > number)
+        )
 
     # what waits -------------------------------------------------------------------------------------------------------
 
@@ -416,16 +535,10 @@ def _may_precede_created(event: Event, *, placeholder: bool) -> bool:
     return isinstance(event, Created) or (placeholder and isinstance(event, Expired | Deleted))
 
 
-def _remembering(history: History, item: Accepted, *, sequenced: bool) -> History:
+def _remembering(history: History, item: Accepted) -> History:
     position = item.record.position
     place = position.partition.to_bytes(4, "big") + position.offset.to_bytes(8, "big")
-    next_sequence, passed = history.next_sequence, history.passed
-    if sequenced:
-        next_sequence = (item.event.envelope.sequence or 0) + 1
-        while next_sequence in passed:
-            passed = tuple(number for number in passed if number != next_sequence)
-            next_sequence += 1
-    return History(history.keys + item.event.envelope.key, history.positions + place, next_sequence, passed)
+    return history._replace(keys=history.keys + item.event.envelope.key, positions=history.positions + place)
 
 
 def _set_aside(

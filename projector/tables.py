@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -62,6 +63,28 @@ generation = Table(
     Column("registered_at", INSTANT, nullable=False, server_default=text("now()")),
     Column("promoted_at", INSTANT),
     Index("generation_live_ix", "state", unique=True, postgresql_where=text("state = 'live'")),
+)
+
+# What operators decided about set-aside records: the second truth beside the topic (docs/architecture.md). The
+# position is that of the record; the stream's own partition gives the decision its number and its effect offset.
+decision = Table(
+    "decision",
+    CONTROL,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition_number", Integer, nullable=False),
+    Column("record_offset", BigInteger, nullable=False),
+    Column("stream_key", Text, nullable=False),
+    Column("stream_partition", Integer, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("decided_by", Text, nullable=False),
+    Column("decided_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("number", BigInteger),
+    Column("effect_offset", BigInteger),
+    Column("revoked_at", INSTANT),
+    Column("revoked_by", Text),
+    Index("decision_stream_partition_number_ix", "topic", "stream_partition", "number"),
 )
 
 prescription = Table(
@@ -209,6 +232,7 @@ checkpoint = Table(
     Column("partition_number", Integer, primary_key=True),
     Column("next_offset", BigInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    Column("decisions_applied", BigInteger, nullable=False, server_default=text("0")),
     Column("owner", Text),
     Column("topic_id", Text),
     Column("leader_epoch", Integer),

@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("partition_number", sa.Integer(), nullable=False),
         sa.Column("next_offset", sa.BigInteger(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("decisions_applied", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("owner", sa.Text(), nullable=True),
         sa.Column("topic_id", sa.Text(), nullable=True),
         sa.Column("leader_epoch", sa.Integer(), nullable=True),
