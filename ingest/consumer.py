@@ -19,10 +19,11 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from ingest import metrics
 from ingest.assignment import Assignment
+from ingest.lookup import Lookup, record_of
 from ingest.readability import Readability
 from ingest.retry import Backoff
 from projector import checkpoints, decisions, set_aside
-from projector.batch import Accepted, Decode, Position, Quarantined, Record
+from projector.batch import Accepted, Decode, Quarantined
 from projector.checkpoints import Claim, FencingLost, TopicMismatch
 from projector.decisions import DecisionsDue
 from projector.read_model import ReadModel
@@ -53,6 +54,7 @@ class Worker:
     read_model: ReadModel
     decode: Decode
     make_consumer: Callable[[], KafkaConsumer]
+    lookup: Lookup
     connect: Callable[[], psycopg.Connection[Any]]
     owner: str
     batch_records: int
@@ -185,7 +187,7 @@ class Worker:
         next_offsets: dict[int, int] = {}
         for partition, records in polled.items():
             if partition.partition in self._claims and records:
-                items.extend(self.decode(_record(record)) for record in records)
+                items.extend(self.decode(record_of(record)) for record in records)
                 next_offsets[partition.partition] = records[-1].offset + 1
         assigned = consumer.assignment()
         for number, claim in self._claims.items():
@@ -207,7 +209,7 @@ class Worker:
             except FencingLost:
                 batch = self._what_is_left(consumer, assignment, batch, overtaken=True)
             except DecisionsDue as due:
-                before, batch = _cut(batch, due.offsets, self._claims)
+                before, batch = batch.cut(due.offsets, self._claims)
                 self._project(consumer, assignment, before)
                 self._apply_decisions(consumer)
             except psycopg.errors.SerializationFailure as error:
@@ -322,7 +324,7 @@ class Worker:
     def _live(self) -> Runner:
         if self._runner is None or self._runner.connection.closed:
             recent = RecentStreams(self.remembered_streams)
-            self._runner = Runner(self.connect(), self.read_model, self.decode, recent)
+            self._runner = Runner(self.connect(), self.read_model, self.decode, recent, self.lookup)
         return self._runner
 
     def _connection(self) -> psycopg.Connection[Any]:
@@ -351,31 +353,6 @@ class Worker:
         still = consumer.assignment()
         claimed = [TopicPartition(self.topic, number) for number in self._claims]
         consumer.resume(*[partition for partition in claimed if partition in still])
-
-
-def _cut(batch: Batch, offsets: Mapping[int, int], claims: Mapping[int, Claim]) -> tuple[Batch, Batch]:
-    """Cut a batch at some partitions' offsets: all that stands before them, and the rest of those partitions."""
-    before: list[Accepted | Quarantined] = []
-    after: list[Accepted | Quarantined] = []
-    for item in batch.items:
-        position = item.record.position
-        is_after = position.partition in offsets and position.offset >= offsets[position.partition]
-        (after if is_after else before).append(item)
-    ends = {number: min(end, offsets.get(number, end)) for number, end in batch.next_offsets.items()}
-    return (
-        Batch(before, {number: end for number, end in ends.items() if end > claims[number].next_offset}),
-        Batch(after, {number: batch.next_offsets[number] for number in offsets}),
-    )
-
-
-def _record(record: Any) -> Record:  # noqa: ANN401 - kafka-python's ConsumerRecord
-    return Record(
-        Position(record.topic, record.partition, record.offset),
-        record.timestamp,
-        record.key,
-        record.value,
-        tuple(record.headers),
-    )
 
 
 def _without_data(error: Exception) -> str:

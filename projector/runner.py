@@ -6,7 +6,7 @@ lost together or not at all, and what is lost is read from the topic again (docs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,13 @@ import psycopg
 from psycopg import Connection, IsolationLevel
 
 from projector import checkpoints, decisions, set_aside
-from projector.batch import Accepted, Decode, FieldError, Quarantined, Reason
+from projector.batch import Accepted, Decode, FieldError, Position, Quarantined, Reason, Record
 from projector.checkpoints import Claim
 from projector.decisions import Decision
 from projector.projection import Arrivals, Projected, by_stream, project
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
-from projector.stream import Counts, FoldedStream, Retry, SetAside, Skip, Stream, fold, needs_parked
+from projector.stream import Counts, FoldedStream, Retry, SetAside, Skip, Stream, fold, mark, needs_parked
 from schemas.incoming import TYPE_OF
 
 # Set for each session of a projector. Lookups are by key and must stay so however large the tables grow and however
@@ -39,6 +39,7 @@ SESSION_OPTIONS = {
 }
 
 Items = Mapping[str, list[Accepted | Quarantined]]
+Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
 DATA_REFUSED = (psycopg.errors.DataError, psycopg.errors.IntegrityError)
 
 
@@ -48,6 +49,20 @@ class Batch:
 
     items: Sequence[Accepted | Quarantined]
     next_offsets: Mapping[int, int]
+
+    def cut(self, offsets: Mapping[int, int], claims: Mapping[int, Claim]) -> tuple[Batch, Batch]:
+        """Cut at some partitions' offsets: all that stands before them, and the rest of those partitions."""
+        before: list[Accepted | Quarantined] = []
+        after: list[Accepted | Quarantined] = []
+        for item in self.items:
+            position = item.record.position
+            is_after = position.partition in offsets and position.offset >= offsets[position.partition]
+            (after if is_after else before).append(item)
+        ends = {number: min(end, offsets.get(number, end)) for number, end in self.next_offsets.items()}
+        return (
+            Batch(before, {number: end for number, end in ends.items() if end > claims[number].next_offset}),
+            Batch(after, {number: self.next_offsets[number] for number in offsets}),
+        )
 
 
 def connect(database_url: str) -> Connection[Any]:
@@ -62,13 +77,15 @@ def connect(database_url: str) -> Connection[Any]:
 class Runner:
     """Projects batches into one generation over one session.
 
-    ``decode`` reads parked records again; ``recent`` spares loading what this worker wrote itself.
+    ``decode`` reads parked records again; ``recent`` spares loading what this worker wrote itself; ``lookup`` reads
+    records from the log by position.
     """
 
     connection: Connection[Any]
     read_model: ReadModel
     decode: Decode
     recent: RecentStreams
+    lookup: Lookup
 
     def project_batch(self, claims: Mapping[int, Claim], batch: Batch) -> Counts:
         """Fold a batch into the read model and move its checkpoints, all or nothing.
@@ -111,8 +128,14 @@ class Runner:
         """Return what a decision makes of its stream as it is stored now; nothing is written."""
         schema, key = self.read_model.schema, decision.stream_key
         stored = self.read_model.load(self.connection, {key: decision.stream_partition}, self.decode, lambda _: True)
-        record = set_aside.load_one(self.connection, schema, decision.position)
+        record = set_aside.load_one(self.connection, schema, decision.position) or self._misrouted(decision)
         return fold(stored[key], () if record is None else self._arrival(decision, record))
+
+    def _misrouted(self, decision: Decision) -> SetAside | None:
+        """Read a misrouted record from the log: a rebuild may not have come to its partition yet."""
+        record = self.lookup([decision.position]).get(decision.position)
+        item = None if record is None else self.decode(record)
+        return mark(item) if isinstance(item, Quarantined) and item.reason is Reason.MISROUTED else None
 
     def _arrival(self, decision: Decision, record: SetAside) -> tuple[Retry | Skip, ...]:
         """Return a decision as the fold takes it; nothing when the record is settled or has lost its content."""

@@ -24,6 +24,8 @@ NO_CONTENT = (
     "errors = '[]'::jsonb, event_source = NULL, event_id = NULL, event_type = NULL, nhs_number = NULL, "
     "record_key = NULL, record_value = NULL, record_headers = NULL"
 )
+KEY = ("topic", "partition_number", "record_offset")
+_ASSIGNED = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS if column not in KEY)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -92,16 +94,17 @@ def save(
             "(SELECT * FROM unnest(%s::text[], %s::int[], %s::bigint[]))",
             ([p.topic for p in removed], [p.partition for p in removed], [p.offset for p in removed]),
         )
-    rows = sorted((_row(record) for record in records), key=lambda row: row[:3])
-    if rows:
-        cursor.executemany(_upsert_sql(schema), rows)
+    _insert(cursor, schema, records, f"DO UPDATE SET {_ASSIGNED}")
     if deleted:
         scrub(cursor, schema, deleted)
 
 
 def mark(cursor: Cursor[Any], schema: str, records: Collection[SetAside]) -> None:
-    """Write records that belong to no stream or only mark one; those that mark a deleted one lose their content."""
-    save(cursor, schema, records)
+    """Write records that belong to no stream or only mark one; those that mark a deleted one lose their content.
+
+    One that is there already stays as it is: in a rebuild a decision about it may have been applied before it came.
+    """
+    _insert(cursor, schema, records, "DO NOTHING")
     marked = {record.stream_key for record in records if record.stream_key is not None}
     if marked:
         scrub_if_deleted(cursor, schema, sorted(marked))
@@ -129,13 +132,14 @@ def scrub_if_deleted(cursor: Cursor[Any], schema: str, keys: Collection[str] | N
     )
 
 
-def _upsert_sql(schema: str) -> str:
-    keys = ("topic", "partition_number", "record_offset")
-    assigned = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS if column not in keys)
-    return (
-        f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))}) "
-        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {assigned}"
-    )
+def _insert(cursor: Cursor[Any], schema: str, records: Iterable[SetAside], on_conflict: str) -> None:
+    rows = sorted((_row(record) for record in records), key=lambda row: row[:3])
+    if rows:
+        cursor.executemany(
+            f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) VALUES ({', '.join(['%s'] * len(COLUMNS))}) "
+            f"ON CONFLICT ({', '.join(KEY)}) {on_conflict}",
+            rows,
+        )
 
 
 def _row(record: SetAside) -> tuple[Any, ...]:

@@ -15,17 +15,19 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from kafka import KafkaConsumer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
 from ingest.consumer import Worker
 from ingest.decode import Decoder
+from ingest.lookup import lookup
 from ingest.partitioning import partitioner
 from ingest.readability import TooManyUnreadable
 from projector.checkpoints import TopicMismatch
@@ -54,7 +56,7 @@ class WorkerOptions:
     """
 
     database_url: str
-    kafka: dict[str, str | list[str]]
+    kafka: dict[str, Any]
     topic: str
     topic_id: str | None
     partitions: int
@@ -169,6 +171,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
             strict_check_character=options.strict_check_character,
         ),
         make_consumer=lambda: make_consumer(options, index),
+        lookup=lookup(lambda: make_reader(options.kafka)),
         connect=lambda: connect(options.database_url),
         owner=f"{socket.gethostname()}:{os.getpid()}",
         batch_records=options.batch_records,
@@ -221,5 +224,19 @@ def make_consumer(options: WorkerOptions, index: int) -> KafkaConsumer:
         max_poll_records=options.batch_records,
         max_partition_fetch_bytes=FETCH_BYTES,
         fetch_max_bytes=4 * FETCH_BYTES,
+        metrics_enabled=False,
+    )
+
+
+def make_reader(kafka: Mapping[str, Any]) -> KafkaConsumer:
+    """Return a consumer without a group, to read single records by their positions."""
+    return KafkaConsumer(
+        **kafka,
+        client_id="rxstore-reader",
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        allow_auto_create_topics=False,
+        max_partition_fetch_bytes=FETCH_BYTES,
         metrics_enabled=False,
     )

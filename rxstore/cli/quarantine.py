@@ -14,7 +14,11 @@ from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
+
+    from rxstore.decide import Applied, Outlook
 
 STATES = ("open", "parked", "retried", "repaired", "skipped")
 
@@ -90,6 +94,169 @@ def show(settings: Settings, id_: str, payload: bool, as_json: bool) -> None:
         click.echo(json.dumps(found[0]))
     else:
         click.echo("\n".join(_description(found[0])))
+
+
+def _deciding(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that retry and skip share."""
+    options = (
+        click.argument("ids", nargs=-1, metavar="[ID]..."),
+        click.option("--reason", help="Instead of ids: all with this reason code."),
+        click.option("--stream", help="Instead of ids: all of this prescription, by its id."),
+        click.option("--source", help="Instead of ids: all from this publisher, by its CloudEvents source."),
+        click.option("--older-than", type=click.FloatRange(min=0), metavar="SECONDS", help="Instead of ids: by age."),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1, max=10_000),
+            default=100,
+            show_default=True,
+            help="The most records that filters may find.",
+        ),
+        click.option("--by", "who", help="Who decides; you, as this machine knows you, by default."),
+        click.option("--dry-run", is_flag=True, help="Show what each would change, and change nothing."),
+        click.option("--yes", is_flag=True, help="Do not ask for the count; for scripts."),
+        click.option(
+            "--wait",
+            "seconds",
+            type=click.FloatRange(min=0),
+            default=10.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait for a projector to apply it.",
+        ),
+        as_json,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return with_settings(function)
+
+
+@command.command("retry", epilog=example("rxstore quarantine retry prescription-events:3:90211 --dry-run"))
+@click.option("--why", default="", help="The reason, kept with the decision.")
+@_deciding
+def retry(settings: Settings, why: str, **options: Any) -> None:  # noqa: ANN401 - the options of _deciding
+    """Try records again, after a fix: each folds in its place with all that waits behind it, or stays as it is."""
+    _decide(settings, "retry", why=why, **options)
+
+
+@command.command("skip", epilog=example("rxstore quarantine skip prescription-events:3:90211 --why 'sent by mistake'"))
+@click.option("--why", required=True, help="The reason, kept with the decision.")
+@_deciding
+def skip(settings: Settings, why: str, **options: Any) -> None:  # noqa: ANN401 - the options of _deciding
+    """Pass over records: what waits behind each folds. On one that waits for missing numbers: they will not come."""
+    _decide(settings, "skip", why=why, **options)
+
+
+def _decide(
+    settings: Settings,
+    action: str,
+    *,
+    ids: tuple[str, ...],
+    why: str,
+    who: str | None,
+    dry_run: bool,
+    yes: bool,
+    seconds: float,
+    as_json: bool,
+    limit: int,
+    **filters: Any,  # noqa: ANN401 - reason, stream, source, older_than
+) -> None:
+    from projector.batch import Position
+    from rxstore import decide
+
+    if bool(ids) == any(value is not None for value in filters.values()):
+        raise WrongUse(
+            f"say which records to {action}: ids, or one or more of --reason, --stream, --source, --older-than"
+        )
+    with decide.desk(settings) as desk:
+        if ids:
+            candidates = desk.find([Position(*_position(id_)) for id_ in ids], action)
+        else:
+            filters["stream"] = _stream_key(filters["stream"])
+            candidates = desk.search(action, limit=limit, **filters)
+        if dry_run:
+            for outlook in desk.outlook(action, candidates):
+                click.echo(json.dumps(outlook.as_json()) if as_json else "\n".join(_outlook(outlook)))
+            return
+        if not candidates:
+            click.echo("nothing matches", err=True)
+            return
+        if not yes:
+            _confirm(action, len(candidates))
+        decisions = desk.decide(action, candidates, why=why, who=who or decide.somebody())
+        applied = desk.wait(decisions, seconds)
+    for one in applied:
+        click.echo(json.dumps(one.as_json()) if as_json else _applied(one))
+    if any(one.state is None or (action == "retry" and one.state == "open") for one in applied):
+        raise click.exceptions.Exit(1)
+
+
+def _confirm(action: str, count: int) -> None:
+    typed = click.prompt(f"this will {action} {count} records; type {count} to go on", err=True)
+    if typed.strip() != str(count):
+        raise WrongUse("nothing was decided: the count was not typed")
+
+
+def _applied(one: Applied) -> str:
+    if one.state is None:
+        return (
+            f"{one.id}: decision {one.decision} is recorded and not applied yet; a running projector applies it: see "
+            "'rxstore status'"
+        )
+    if one.state == "open":
+        return f"{one.id}: tried again, and refused again: see 'rxstore quarantine show {one.id}'"
+    return f"{one.id}: {one.state} (decision {one.decision})"
+
+
+def _outlook(outlook: Outlook) -> list[str]:
+    lines = [f"{outlook.id}: would be {outlook.record_state}; {outlook.folds} events would fold"]
+    before = (outlook.before or {}).get("issues", {})
+    after = (outlook.after or {}).get("issues", {})
+    for number in after:
+        was, becomes = before.get(number), after[number]
+        if was != becomes:
+            lines.append(f"  issue {number}: {_issue(was)} -> {_issue(becomes)}")
+    if not outlook.folds:
+        lines.append("  no status changes")
+    lines += [f"  still blocked by {record}" for record in outlook.still_open]
+    return lines
+
+
+def _issue(issue: dict[str, Any] | None) -> str:
+    return "nothing" if issue is None else f"{issue['status']} (items {' '.join(issue['items']) or 'none'})"
+
+
+@command.command("decisions", epilog=example("rxstore quarantine decisions", "rxstore quarantine decisions --json"))
+@as_json
+@with_settings
+def decisions(settings: Settings, as_json: bool) -> None:
+    """Every decision that was made: who, when, about what, why, and where it took effect."""
+    from sqlalchemy import text
+
+    from rxstore import store
+
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        with engine.connect() as connection:
+            rows = connection.execute(text("SELECT * FROM rxstore.decision ORDER BY id")).mappings().all()
+    for row in rows:
+        document = {
+            "decision": row["id"],
+            "action": row["action"],
+            "id": f"{row['topic']}:{row['partition_number']}:{row['record_offset']}",
+            "stream_key": row["stream_key"],
+            "why": row["why"],
+            "by": row["decided_by"],
+            "at": row["decided_at"].isoformat().replace("+00:00", "Z"),
+            "effect_offset": row["effect_offset"],
+            "revoked": row["revoked_at"] is not None,
+        }
+        effect = "not applied yet" if row["effect_offset"] is None else f"at offset {row['effect_offset']}"
+        click.echo(
+            json.dumps(document)
+            if as_json
+            else f"{document['decision']:>6}  {document['at']}  {document['action']:<5} {document['id']}  {effect}  "
+            f"by {document['by']}: {document['why'] or 'no reason given'}"
+        )
 
 
 def _records(

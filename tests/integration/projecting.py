@@ -12,9 +12,10 @@ import psycopg
 
 from ingest.decode import Decoder
 from ingest.partitioning import partitioner
-from projector import checkpoints
+from projector import checkpoints, decisions
 from projector.batch import Position, Record
 from projector.checkpoints import Claim
+from projector.decisions import DecisionsDue
 from projector.projection import by_stream
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
@@ -68,14 +69,40 @@ class FakeWorker:
     def project(self, records: Sequence[Record]) -> None:
         """Project one poll."""
         next_offsets = {record.position.partition: record.position.offset + 1 for record in records}
-        self.counts.add(self.runner.project_batch(self.claims, Batch([DECODE(r) for r in records], next_offsets)))
-        for number, offset in next_offsets.items():
-            self.claims[number] = self.claims[number].moved_to(offset)
+        self._project(Batch([DECODE(r) for r in records], next_offsets))
+
+    def _project(self, batch: Batch) -> None:
+        while batch.next_offsets:
+            try:
+                counts = self.runner.project_batch(self.claims, batch)
+            except DecisionsDue as due:
+                before, batch = batch.cut(due.offsets, self.claims)
+                self._project(before)
+                self.apply_decisions()
+            else:
+                self.counts.add(counts)
+                for number, offset in batch.next_offsets.items():
+                    self.claims[number] = self.claims[number].moved_to(offset)
+                return
+
+    def apply_decisions(self) -> None:
+        """Give new decisions their place and apply those whose place has come."""
+        connection, schema = self.runner.connection, self.runner.read_model.schema
+        new = [d for d in decisions.waiting(connection, schema, TOPIC, self.claims) if d.number is None]
+        decisions.give_effect(connection, new)
+        for decision in decisions.waiting(connection, schema, TOPIC, self.claims):
+            if decision.effect_offset == self.claims[decision.stream_partition].next_offset:
+                self.counts.add(self.runner.apply(self.claims, decision))
 
 
 @contextmanager
 def worker(
-    database_url: str, partitions: Iterable[int] = range(PARTITIONS), *, remembered: int = 1000, schema: str = SCHEMA
+    database_url: str,
+    partitions: Iterable[int] = range(PARTITIONS),
+    *,
+    remembered: int = 1000,
+    schema: str = SCHEMA,
+    log: Log | None = None,
 ) -> Iterator[FakeWorker]:
     """A worker that has claimed its partitions."""
     with connect(database_url) as connection:
@@ -83,7 +110,12 @@ def worker(
             number: checkpoints.claim(connection, schema, TOPIC, number, owner="test", topic_id=None, first=0)
             for number in partitions
         }
-        yield FakeWorker(Runner(connection, ReadModel(schema), DECODE, RecentStreams(remembered)), claims)
+        by_position = {record.position: record for record in log.records()} if log else {}
+
+        def lookup(positions: Iterable[Position]) -> dict[Position, Record]:
+            return {position: by_position[position] for position in positions if position in by_position}
+
+        yield FakeWorker(Runner(connection, ReadModel(schema), DECODE, RecentStreams(remembered), lookup), claims)
 
 
 def polls(log: Log, partitions: Iterable[int], random: Random, largest: int) -> Iterator[list[Record]]:

@@ -14,7 +14,19 @@ from typing import Any, TypeVar
 
 from projector.batch import Accepted, FieldError, Position, Quarantined, Reason, Record
 from projector.prescription import Prescription, contradiction, evolve
-from projector.stream import NO_HISTORY, FoldedStream, History, Parked, SetAside, Stream, fold, needs_parked
+from projector.stream import (
+    NO_HISTORY,
+    Arrival,
+    FoldedStream,
+    History,
+    Parked,
+    Retry,
+    SetAside,
+    Skip,
+    Stream,
+    fold,
+    needs_parked,
+)
 from schemas.events import (
     Cancelled,
     Claimed,
@@ -329,13 +341,30 @@ class StoredStream:
         self.save(folded)
         return folded
 
+    def retry(self, offset: int, item: Item | None = None) -> FoldedStream:
+        """Have the record at this offset tried again, as ``item`` now that a fix reads it, else as it was read."""
+        position = Position(TOPIC, PARTITION, offset)
+        if item is not None:
+            self.decoded[position] = item
+        decision = Retry(position, self.decoded[position])
+        folded = fold(self.load((decision,)), (decision,))
+        self.save(folded)
+        return folded
+
+    def skip(self, offset: int) -> FoldedStream:
+        """Have the record at this offset passed over."""
+        decision = Skip(Position(TOPIC, PARTITION, offset))
+        folded = fold(self.load((decision,)), (decision,))
+        self.save(folded)
+        return folded
+
     def fold_one_by_one(self, items: Iterable[Item]) -> StoredStream:
         """Fold each item as a batch of its own."""
         for item in items:
             self.fold(item)
         return self
 
-    def load(self, items: Iterable[Item] = ()) -> Stream:
+    def load(self, items: Iterable[Arrival] = ()) -> Stream:
         """Return the stream as it is loaded for a batch of ``items``."""
         opened = self._in_state("open")
         parked = self._in_state("parked")

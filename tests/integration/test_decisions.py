@@ -1,0 +1,130 @@
+"""Decisions are part of the truth: a generation built later, from the log and the decisions, has the rows of live."""
+
+from __future__ import annotations
+
+from random import Random
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from projector import generations
+from tests.integration.projecting import (
+    DECODE,
+    PARTITIONS,
+    SCHEMA,
+    TOPIC,
+    FakeWorker,
+    Log,
+    generated_log,
+    polls,
+    rows,
+    worker,
+)
+
+
+@pytest.fixture(scope="module")
+def dirty_log() -> Log:
+    return generated_log(200, seed=5, dirty_rate=0.2)
+
+
+def decide(database_url: str, random: Random, share: float) -> int:
+    """Decide something about a share of what is open or waits for missing numbers."""
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(
+            f"SELECT topic, partition_number, record_offset, stream_key, state FROM {SCHEMA}.set_aside "
+            "WHERE stream_key IS NOT NULL AND (state = 'open' OR state = 'parked' AND reason = 'sequence_gap') "
+            "ORDER BY 1, 2, 3"
+        ).fetchall()
+        chosen = [row for row in found if random.random() < share]
+        for topic, partition, offset, key, state in chosen:
+            action = "skip" if state == "parked" else random.choice(["retry", "skip"])
+            connection.execute(
+                "INSERT INTO rxstore.decision (action, topic, partition_number, record_offset, stream_key, "
+                "stream_partition, why, decided_by) VALUES (%s, %s, %s, %s, %s, %s, 'a test', 'test')",
+                (action, topic, partition, offset, key, DECODE.partition_of(key.encode())),
+            )
+    return len(chosen)
+
+
+def project_with_decisions(database_url: str, log: Log, *, seed: int) -> int:
+    """Project a log while somebody decides now and then; return how many decisions were made."""
+    random = Random(seed)
+    made = 0
+    with worker(database_url) as one:
+        for number, poll in enumerate(polls(log, range(PARTITIONS), random, 40)):
+            one.project(poll)
+            if number % 4 == 3:
+                made += decide(database_url, random, 0.3)
+                one.apply_decisions()
+    return made
+
+
+def build_again(database_url: str, log: Log, *, seed: int, largest: int) -> None:
+    """Build generation g2 from the log and the decisions, after the fact."""
+    engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE rxstore.generation SET topic = :topic"), {"topic": TOPIC})
+        generations.register(connection, "g2", state="building", topic=TOPIC, settings={})
+        generations.build(connection, "g2")
+    engine.dispose()
+    with worker(database_url, schema="rx_g2", log=log) as builder:
+        for poll in polls(log, range(PARTITIONS), Random(seed), largest):
+            builder.project(poll)
+        builder.apply_decisions()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_generation_built_later_has_the_rows_of_live(migrated_database_url, dirty_log, seed):
+    assert project_with_decisions(migrated_database_url, dirty_log, seed=seed) > 20
+    build_again(migrated_database_url, dirty_log, seed=seed + 10, largest=400)
+    assert rows(migrated_database_url, "rx_g2") == rows(migrated_database_url, SCHEMA)
+
+
+def open_record(database_url: str, reason: str) -> tuple[str, int, int, str]:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            f"SELECT s.topic, s.partition_number, s.record_offset, s.stream_key FROM {SCHEMA}.set_aside s "
+            "WHERE s.state = 'open' AND s.reason = %s AND s.stream_key IS NOT NULL ORDER BY 3 LIMIT 1",
+            (reason,),
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+def insert_skip(database_url: str, record: tuple[str, int, int, str]) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "INSERT INTO rxstore.decision (action, topic, partition_number, record_offset, stream_key, "
+            "stream_partition, why, decided_by) VALUES ('skip', %s, %s, %s, %s, %s, 'a test', 'test')",
+            (*record, DECODE.partition_of(record[3].encode())),
+        )
+
+
+def whole_log(one: FakeWorker, log: Log) -> None:
+    for poll in polls(log, range(PARTITIONS), Random(1), 60):
+        one.project(poll)
+
+
+def test_a_decision_is_applied_once_however_often_a_worker_looks(migrated_database_url, dirty_log):
+    with worker(migrated_database_url) as one:
+        whole_log(one, dirty_log)
+        insert_skip(migrated_database_url, open_record(migrated_database_url, "illegal_transition"))
+        one.apply_decisions()
+        before = rows(migrated_database_url)
+        one.apply_decisions()
+    assert rows(migrated_database_url) == before
+
+
+def test_a_decision_of_an_overtaken_worker_is_not_applied(migrated_database_url, dirty_log):
+    with worker(migrated_database_url) as zombie:
+        whole_log(zombie, dirty_log)
+        with worker(migrated_database_url) as successor:
+            insert_skip(migrated_database_url, open_record(migrated_database_url, "illegal_transition"))
+            before = rows(migrated_database_url)
+            with pytest.raises(Exception, match="epoch"):
+                zombie.apply_decisions()
+            assert rows(migrated_database_url) == before
+            successor.apply_decisions()
+    assert rows(migrated_database_url) != before
