@@ -57,6 +57,27 @@ def waiting(connection: Connection[Any], schema: str, topic: str, partitions: It
     return [_loaded(row) for row in rows]
 
 
+def of_stream(connection: Connection[Any], topic: str, key: str) -> list[Decision]:
+    """Return the decisions about a stream that took effect and stand, in their order."""
+    rows = connection.execute(
+        f"{SELECT} WHERE d.topic = %s AND d.stream_key = %s AND d.number IS NOT NULL AND d.revoked_at IS NULL "
+        "ORDER BY d.number",
+        (topic, key),
+    )
+    return [_loaded(row) for row in rows]
+
+
+def revoke(connection: Connection[Any], decision_id: int, *, who: str) -> Decision | None:
+    """Revoke a decision, for every fold from now on; None when there is none with this id or it is revoked already."""
+    row = connection.execute(
+        "UPDATE rxstore.decision d SET revoked_at = now(), revoked_by = %s WHERE id = %s AND revoked_at IS NULL "
+        "RETURNING d.id, d.action, d.topic, d.partition_number, d.record_offset, d.stream_key, d.stream_partition, "
+        "d.number, d.effect_offset",
+        (who, decision_id),
+    ).fetchone()
+    return None if row is None else _loaded(row)
+
+
 def give_effect(connection: Connection[Any], decisions: Sequence[Decision]) -> None:
     """Give decisions their numbers and effect offsets: not before the next offset of any generation that is fed.
 

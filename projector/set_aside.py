@@ -79,6 +79,14 @@ def load_one(connection: Connection[Any], schema: str, position: Position) -> Se
     return None if row is None else _loaded(row)
 
 
+def load_stream(connection: Connection[Any], schema: str, key: str) -> list[SetAside]:
+    """Return every record of a stream that was ever set aside, whatever became of it, with its content."""
+    rows = connection.execute(
+        f"{SELECT.format(schema=schema)} WHERE stream_key = %s ORDER BY topic, partition_number, record_offset", (key,)
+    )
+    return [_loaded(row) for row in rows]
+
+
 def save(
     cursor: Cursor[Any],
     schema: str,

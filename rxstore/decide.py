@@ -8,26 +8,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg import Connection
 from sqlalchemy import Engine, text
 
 from ingest.decode import Decoder
+from ingest.lookup import lookup
 from ingest.partitioning import partitioner
+from projector import decisions, generations, tables
 from projector.batch import Position
 from projector.decisions import Decision
 from projector.generations import Generation
 from projector.prescription import Prescription
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
+from projector.refold import LogIncomplete, Refolded, refold
 from projector.runner import Runner, connect
 from projector.stream import FoldedStream
 from rxstore import store
 from rxstore.errors import Refused, WrongUse
+from rxstore.fleet import make_reader
 from rxstore.settings import Settings
 
 LOOK_EVERY_SECONDS = 0.1
+DECISION_COLUMNS = tuple(column.name for column in tables.decision.columns)
 
 CANDIDATES = """
 SELECT topic, partition_number, record_offset, stream_key, state, reason
@@ -177,16 +183,94 @@ class Desk:
                 for candidate in candidates
             ]
 
-    def wait(self, decisions: Sequence[int], seconds: float) -> list[Applied]:
+    def undo(self, decision_id: int, *, who: str) -> Refolded | None:
+        """Revoke a decision and fold its prescription again, in one transaction; None when it had taken no effect.
+
+        Raises WrongUse when there is no such decision, or it is revoked already.
+        """
+        with connect(self.settings.database()) as session, session.transaction():
+            decision = decisions.revoke(session, decision_id, who=who)
+            if decision is None:
+                raise WrongUse(f"there is no decision {decision_id} that stands: see 'rxstore quarantine decisions'")
+            if decision.number is None:
+                return None
+            return self.refold(session, decision.stream_key)
+
+    def refold(self, session: Connection[Any], key: str) -> Refolded:
+        """Fold a prescription again in every generation that is fed; Refused when the log lost an event of it."""
+        refolded = None
+        for generation in self._fed():
+            try:
+                found = refold(
+                    session,
+                    ReadModel(generation.schema),
+                    self.decode,
+                    lookup(lambda: make_reader(self.settings.kafka())),
+                    topic=generation.topic,
+                    key=key,
+                    partition=self.partition_of(key.encode()),
+                )
+            except LogIncomplete as error:
+                raise Refused(f"{error}; nothing was changed") from error
+            if generation.name == self.generation.name:
+                refolded = found
+        if refolded is None:
+            raise Refused("no generation is live: run 'rxstore migrate'")
+        return refolded
+
+    def _fed(self) -> list[Generation]:
+        with self.engine.connect() as connection:
+            return [one for one in generations.every(connection) if one.state in decisions.ACTIVE]
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Yield every decision, in the order in which they were made, for another installation or a safe place."""
+        with self.engine.connect() as connection:
+            for row in connection.execute(text("SELECT * FROM rxstore.decision ORDER BY id")).mappings():
+                yield {name: _plain(value) for name, value in row.items()}
+
+    def load(self, documents: Sequence[dict[str, Any]]) -> int:
+        """Enter exported decisions and fold again the prescriptions that they come too late for.
+
+        Only into an installation without decisions of its own: their numbers and offsets must stay as they are.
+        """
+        with connect(self.settings.database()) as session, session.transaction():
+            if session.execute("SELECT 1 FROM rxstore.decision LIMIT 1").fetchone() is not None:
+                raise Refused("there are decisions already: import them into an installation that has none")
+            late: set[str] = set()
+            for document in documents:
+                columns = ", ".join(DECISION_COLUMNS)
+                values = [document.get(name) for name in DECISION_COLUMNS]
+                session.execute(
+                    f"INSERT INTO rxstore.decision ({columns}) OVERRIDING SYSTEM VALUE "
+                    f"VALUES ({', '.join(['%s'] * len(values))})",
+                    values,
+                )
+                if document.get("number") is not None and document.get("revoked_at") is None:
+                    late.add(str(document["stream_key"]))
+            session.execute(
+                "SELECT setval(pg_get_serial_sequence('rxstore.decision', 'id'), max(id)), "
+                "setval('rxstore.decision_number', coalesce(max(number), 1)) FROM rxstore.decision HAVING count(*) > 0"
+            )
+            for key in sorted(late):
+                self.refold(session, key)
+            for generation in self._fed():
+                session.execute(
+                    f"UPDATE {generation.schema}.checkpoint c SET decisions_applied = greatest(c.decisions_applied, "
+                    "coalesce((SELECT max(d.number) FROM rxstore.decision d WHERE d.topic = c.topic "
+                    "AND d.stream_partition = c.partition_number AND d.effect_offset <= c.next_offset), 0))"
+                )
+        return len(documents)
+
+    def wait(self, ids: Sequence[int], seconds: float) -> list[Applied]:
         """Return what became of decisions, as soon as all are applied or time is up."""
         until = time.monotonic() + seconds
         while True:
-            found = self._applied(decisions)
+            found = self._applied(ids)
             if all(one.state is not None for one in found) or time.monotonic() > until:
                 return found
             time.sleep(LOOK_EVERY_SECONDS)
 
-    def _applied(self, decisions: Sequence[int]) -> list[Applied]:
+    def _applied(self, ids: Sequence[int]) -> list[Applied]:
         schema = self.generation.schema
         question = text(
             "SELECT d.id, d.topic || ':' || d.partition_number || ':' || d.record_offset AS position, "
@@ -197,9 +281,7 @@ class Desk:
             "(d.topic, d.partition_number, d.record_offset) WHERE d.id = ANY(:ids) ORDER BY d.id"
         )
         with self.engine.connect() as connection:
-            return [
-                Applied(row.id, row.position, row.state) for row in connection.execute(question, {"ids": [*decisions]})
-            ]
+            return [Applied(row.id, row.position, row.state) for row in connection.execute(question, {"ids": [*ids]})]
 
 
 @contextmanager
@@ -261,3 +343,7 @@ def _still_open(folded: FoldedStream) -> list[str]:
         for record in sorted(after.values(), key=lambda record: record.stands_at)
         if record.blocks
     ]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a column of the decision table
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -29,7 +29,8 @@ COMMANDS = {
     "project": "Run the projector: from the topic to the read models.",
     "serve": "Run the query API.",
     "status": "How far the projector is, and whether anything needs attention.",
-    "quarantine": "What was set aside, and why.",
+    "quarantine": "What was set aside, and why; retry, skip and undo.",
+    "rebuild": "Make rows anew from the topic.",
     "settings": "Every setting with its value, default and meaning.",
     "contract": "Print the published contracts: JSON Schema, AsyncAPI, OpenAPI.",
 }

@@ -14,7 +14,7 @@ from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Connection
 
@@ -225,38 +225,91 @@ def _issue(issue: dict[str, Any] | None) -> str:
     return "nothing" if issue is None else f"{issue['status']} (items {' '.join(issue['items']) or 'none'})"
 
 
-@command.command("decisions", epilog=example("rxstore quarantine decisions", "rxstore quarantine decisions --json"))
+@command.command(
+    "decisions",
+    epilog=example("rxstore quarantine decisions", "rxstore quarantine decisions --export decisions.ndjson"),
+)
+@click.option("--export", "export_to", type=click.Path(dir_okay=False, allow_dash=True), metavar="FILE")
+@click.option("--import", "import_from", type=click.Path(exists=True, dir_okay=False), metavar="FILE")
 @as_json
 @with_settings
-def decisions(settings: Settings, as_json: bool) -> None:
-    """Every decision that was made: who, when, about what, why, and where it took effect."""
-    from sqlalchemy import text
+def decisions(settings: Settings, export_to: str | None, import_from: str | None, as_json: bool) -> None:
+    """Every decision that was made: who, when, about what, why, and where it took effect.
 
-    from rxstore import store
+    They are the second truth beside the topic: --export them to where backups are kept. --import enters them into an
+    installation that has none and folds again the prescriptions that they come too late for.
+    """
+    from rxstore import decide
 
-    with store.engine(settings) as engine:
-        store.live_generation(engine)
-        with engine.connect() as connection:
-            rows = connection.execute(text("SELECT * FROM rxstore.decision ORDER BY id")).mappings().all()
-    for row in rows:
-        document = {
-            "decision": row["id"],
-            "action": row["action"],
-            "id": f"{row['topic']}:{row['partition_number']}:{row['record_offset']}",
-            "stream_key": row["stream_key"],
-            "why": row["why"],
-            "by": row["decided_by"],
-            "at": row["decided_at"].isoformat().replace("+00:00", "Z"),
-            "effect_offset": row["effect_offset"],
-            "revoked": row["revoked_at"] is not None,
-        }
-        effect = "not applied yet" if row["effect_offset"] is None else f"at offset {row['effect_offset']}"
-        click.echo(
-            json.dumps(document)
-            if as_json
-            else f"{document['decision']:>6}  {document['at']}  {document['action']:<5} {document['id']}  {effect}  "
-            f"by {document['by']}: {document['why'] or 'no reason given'}"
-        )
+    with decide.desk(settings) as desk:
+        if import_from is not None:
+            with open(import_from, "rb") as lines:
+                count = desk.load(_documents(lines))
+            click.echo(json.dumps({"imported": count}) if as_json else f"{count} decisions imported")
+            return
+        found = list(desk.export())
+    if export_to is not None:
+        with click.open_file(export_to, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in found)
+        return
+    for row in found:
+        click.echo(json.dumps(_decision(row)) if as_json else _decision_line(_decision(row)))
+
+
+def _documents(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise WrongUse(f"line {number} is not JSON: the file is none that --export wrote") from error
+        if not isinstance(document, dict) or not {"id", "action", "stream_key"} <= document.keys():
+            raise WrongUse(f"line {number} is no decision: the file is none that --export wrote")
+        found.append(document)
+    return found
+
+
+def _decision(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "decision": row["id"],
+        "action": row["action"],
+        "id": f"{row['topic']}:{row['partition_number']}:{row['record_offset']}",
+        "stream_key": row["stream_key"],
+        "why": row["why"],
+        "by": row["decided_by"],
+        "at": row["decided_at"].replace("+00:00", "Z"),
+        "effect_offset": row["effect_offset"],
+        "revoked": row["revoked_at"] is not None,
+    }
+
+
+def _decision_line(decision: dict[str, Any]) -> str:
+    effect = "not applied yet" if decision["effect_offset"] is None else f"at offset {decision['effect_offset']}"
+    revoked = ", revoked" if decision["revoked"] else ""
+    return (
+        f"{decision['decision']:>6}  {decision['at']}  {decision['action']:<5} {decision['id']}  {effect}{revoked}  "
+        f"by {decision['by']}: {decision['why'] or 'no reason given'}"
+    )
+
+
+@command.command("undo", epilog=example("rxstore quarantine undo 12"))
+@click.argument("decision", type=click.IntRange(min=1))
+@click.option("--by", "who", help="Who decides; you, as this machine knows you, by default.")
+@as_json
+@with_settings
+def undo(settings: Settings, decision: int, who: str | None, as_json: bool) -> None:
+    """Revoke a decision, and fold that prescription again from the topic as if it had never been made."""
+    from rxstore import decide
+
+    with decide.desk(settings) as desk:
+        refolded = desk.undo(decision, who=who or decide.somebody())
+    if as_json:
+        click.echo(json.dumps({"decision": decision, "changed": refolded is not None and refolded.changed}))
+    elif refolded is None:
+        click.echo(f"decision {decision} is revoked; it had taken no effect")
+    else:
+        what = "its prescription changed" if refolded.changed else "no status changed"
+        click.echo(f"decision {decision} is revoked and {refolded.key} folded again: {what}")
 
 
 def _records(

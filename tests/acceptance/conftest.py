@@ -130,6 +130,11 @@ class System:
         with psycopg.connect(self.environment["RXSTORE_DATABASE_URL"]) as connection:
             return connection.execute(statement, parameters).fetchall()
 
+    def execute(self, statement: str) -> None:
+        """Meddle with the database."""
+        with psycopg.connect(self.environment["RXSTORE_DATABASE_URL"]) as connection:
+            connection.execute(statement)
+
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "rxstore.cli.main", *arguments]
 

@@ -98,3 +98,30 @@ def test_a_parked_record_is_not_decided_about(system, blocked):
 def test_ids_and_filters_are_not_mixed(system, blocked):
     assert system.run("quarantine", "retry", "--yes").returncode == 2
     assert system.run("quarantine", "retry", "events:0:1", "--reason", "unreadable", "--yes").returncode == 2
+
+
+def test_an_undone_decision_blocks_the_prescription_again(system, blocked):
+    (record,) = [r for r in system.quarantine() if r["blocks"]]
+    with system.running("project", "--workers", "1"):
+        system.do("quarantine", "skip", record["id"], "--why", WHY, "--yes", "--wait", "30")
+        (decision,) = map(json.loads, system.do("quarantine", "decisions", "--json").splitlines())
+        said = system.do("quarantine", "undo", str(decision["decision"]))
+    assert "folded again" in said
+    assert [r for r in system.quarantine() if r["blocks"]] == [record]
+    assert system.query("SELECT version FROM rxstore.prescription") == [(2,)]
+    assert system.run("quarantine", "undo", str(decision["decision"])).returncode == 2
+
+
+def test_exported_decisions_are_imported_where_there_are_none(system, blocked, tmp_path):
+    (record,) = [r for r in system.quarantine() if r["blocks"]]
+    system.run("quarantine", "skip", record["id"], "--why", WHY, "--yes", "--wait", "0")
+    system.project()
+    exported = tmp_path / "decisions.ndjson"
+    system.do("quarantine", "decisions", "--export", str(exported))
+    assert system.run("quarantine", "decisions", "--import", str(exported)).returncode == 4
+    whole = system.query("SELECT p, i FROM rxstore.prescription p JOIN rxstore.issue i USING (stream_key)")
+    system.execute("DELETE FROM rxstore.decision")
+    assert system.run("rebuild", "prescription", blocked).returncode == 1
+    assert [r["id"] for r in system.quarantine() if r["blocks"]] == [record["id"]]
+    system.do("quarantine", "decisions", "--import", str(exported))
+    assert system.query("SELECT p, i FROM rxstore.prescription p JOIN rxstore.issue i USING (stream_key)") == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import psycopg
@@ -9,7 +10,12 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from projector import generations
+from projector import decisions, generations
+from projector.batch import Position
+from projector.checkpoints import FencingLost
+from projector.read_model import ReadModel
+from projector.refold import LogIncomplete, refold
+from projector.runner import connect
 from tests.integration.projecting import (
     DECODE,
     PARTITIONS,
@@ -128,3 +134,76 @@ def test_a_decision_of_an_overtaken_worker_is_not_applied(migrated_database_url,
             assert rows(migrated_database_url) == before
             successor.apply_decisions()
     assert rows(migrated_database_url) != before
+
+
+def refold_streams(database_url: str, log: Log, keys: list[str], *, schema: str = SCHEMA) -> None:
+    by_position = {record.position: record for record in log.records()}
+    with connect(database_url) as connection, connection.transaction():
+        for key in keys:
+            refold(
+                connection,
+                ReadModel(schema),
+                DECODE,
+                lambda positions: {p: by_position[p] for p in positions if p in by_position},
+                topic=TOPIC,
+                key=key,
+                partition=DECODE.partition_of(key.encode()),
+            )
+
+
+def streams(database_url: str) -> list[str]:
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(
+            f"SELECT stream_key FROM {SCHEMA}.prescription UNION SELECT stream_key FROM {SCHEMA}.set_aside "
+            "WHERE stream_key IS NOT NULL ORDER BY 1"
+        )
+        return [row[0] for row in found]
+
+
+def test_folding_every_prescription_again_changes_no_row(migrated_database_url, dirty_log):
+    project_with_decisions(migrated_database_url, dirty_log, seed=3)
+    before = rows(migrated_database_url)
+    refold_streams(migrated_database_url, dirty_log, streams(migrated_database_url))
+    assert rows(migrated_database_url) == before
+
+
+def test_a_revoked_decision_leaves_the_rows_of_a_log_without_it(migrated_database_url, dirty_log):
+    project_with_decisions(migrated_database_url, dirty_log, seed=4)
+    with connect(migrated_database_url) as connection:
+        made = connection.execute(
+            "SELECT d.id, d.stream_key FROM rxstore.decision d JOIN rx_g1.prescription p USING (stream_key) "
+            "WHERE p.kind <> 'deleted' ORDER BY d.id LIMIT 10"
+        ).fetchall()
+        for decision_id, _ in made:
+            assert decisions.revoke(connection, decision_id, who="test") is not None
+        assert decisions.revoke(connection, made[0][0], who="test") is None
+    refold_streams(migrated_database_url, dirty_log, [key for _, key in made])
+    build_again(migrated_database_url, dirty_log, seed=6, largest=300)
+    assert rows(migrated_database_url) == rows(migrated_database_url, "rx_g2")
+
+
+def test_folding_again_fences_the_worker_that_holds_older_rows(migrated_database_url, dirty_log):
+    with worker(migrated_database_url) as one:
+        whole_log(one, dirty_log)
+        key = streams(migrated_database_url)[0]
+        refold_streams(migrated_database_url, dirty_log, [key])
+        partition = DECODE.partition_of(key.encode())
+        with pytest.raises(FencingLost):
+            one.project([replace(dirty_log.partitions[partition][0], position=Position(TOPIC, partition, 10_000_000))])
+
+
+def test_an_event_that_the_log_lost_leaves_the_prescription_as_it_is(migrated_database_url, dirty_log):
+    with worker(migrated_database_url) as one:
+        whole_log(one, dirty_log)
+    before = rows(migrated_database_url)
+    with pytest.raises(LogIncomplete):
+        refold_streams(migrated_database_url, Log(), [a_created_stream(migrated_database_url)])
+    assert rows(migrated_database_url) == before
+
+
+def a_created_stream(database_url: str) -> str:
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(f"SELECT min(stream_key) FROM {SCHEMA}.prescription WHERE kind = 'created'")
+        row = found.fetchone()
+    assert row is not None
+    return row[0]
