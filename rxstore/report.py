@@ -19,6 +19,8 @@ from rxstore.settings import Settings
 LAGGING_AFTER = timedelta(seconds=30)
 # Workers that hold partitions, with events to read, and no checkpoint moving for this long: something is stuck.
 STALLED_AFTER = timedelta(seconds=30)
+# Where the broker does not tell who is in a group, workers count as gone after this long without a sign of life.
+SILENT_AFTER = timedelta(seconds=15)
 PARKED_TOO_LONG = timedelta(hours=1)
 GOOD_VERDICTS = frozenset({"following", "rebuilding"})
 
@@ -119,6 +121,16 @@ def _ask_brokers(settings: Settings, engine: Engine) -> tuple[dict[int, int], di
     return log.end_offsets, workers, None
 
 
+def _ask_groups(settings: Settings, groups: dict[str, str]) -> dict[str, int]:
+    """Return how many members each group has; nothing of it from a broker that does not describe groups."""
+    with broker.admin_client(settings) as admin:
+        try:
+            described = admin.describe_groups(list(groups))
+        except ValueError:  # what the client makes of the embedded broker's answer
+            return {}
+    return {groups[name]: len(group.get("members") or ()) for name, group in described.items() if name in groups}
+
+
 def _generation(
     connection: Connection, generation: Generation, ends: dict[int, int], workers: int | None, now: datetime
 ) -> GenerationReport:
@@ -188,7 +200,7 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
         return "stopped", "no generation is live: run 'rxstore migrate'"
     if unknown is not None:
         return "unknown", unknown
-    if not live.workers:
+    if live.workers == 0 or (live.workers is None and _is_silent(live, now)):
         return "stopped", "no projector holds a partition: run 'rxstore project'"
     behind = bool(live.lag_events)
     if behind and (live.moved_at is None or now - live.moved_at > STALLED_AFTER):
@@ -202,3 +214,9 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
     if any(generation.state in {"building", "ready"} for generation in found):
         return "rebuilding", None
     return "following", None
+
+
+def _is_silent(live: GenerationReport, now: datetime) -> bool:
+    """Whether no worker has said a word lately: one that has nothing to do says every second that it saw the end."""
+    said = [at for at in (live.moved_at, live.as_of) if at is not None]
+    return not said or now - max(said) > SILENT_AFTER

@@ -223,6 +223,12 @@ SETTINGS = (
         "yes makes Spine-UserId and Spine-RoleProfileId mandatory on the primary pair",
         yes_or_no,
     ),
+    Setting(
+        "RXSTORE_READY_MAX_AGE_SECONDS",
+        None,
+        "the API says that it is not ready while a partition was last seen at its end longer ago",
+        whole_number(1, 1_000_000),
+    ),
     Setting("RXSTORE_LOG_LEVEL", "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")),
     Setting("RXSTORE_LOG_FORMAT", "auto", "json, text, or auto: text on a terminal", one_of("auto", "json", "text")),
     Setting("RXSTORE_METRICS_BIND", "off", "host:port of the Prometheus endpoint of a projector, or off", bind_or_off),
@@ -262,6 +268,7 @@ class Settings:
     check_character: Literal["strict", "lenient"]
     empty_search: Literal["not-found", "empty-list"]
     require_user: bool
+    ready_max_age_seconds: int | None
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["auto", "json", "text"]
     metrics_bind: Bind | None

@@ -63,5 +63,6 @@ def _api_settings(settings: Settings) -> ApiSettings:
         clock=utc_now if now is None else lambda: now,
         empty_search=settings.empty_search,
         require_user=settings.require_user,
+        ready_max_age_seconds=settings.ready_max_age_seconds,
         strict_check_character=settings.check_character == "strict",
     )
