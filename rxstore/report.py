@@ -112,10 +112,7 @@ def _ask_brokers(settings: Settings, engine: Engine) -> tuple[dict[int, int], di
         log = store.describe_log(settings)
         with engine.connect() as connection:
             known = generations.every(connection)
-        groups = {store.group_of(settings, generation): generation.name for generation in known}
-        with broker.admin_client(settings) as admin:
-            described = admin.describe_groups(list(groups))
-        workers = {groups[name]: len(group.get("members") or ()) for name, group in described.items() if name in groups}
+        workers = _ask_groups(settings, {store.group_of(settings, generation): generation.name for generation in known})
     except (KafkaError, ServerUnavailable) as error:
         return {}, {}, str(error) or type(error).__name__
     return log.end_offsets, workers, None
