@@ -158,6 +158,7 @@ def system(migrated_database_url: str, broker: str, topic: str, tmp_path: Path) 
             "RXSTORE_DATABASE_URL": migrated_database_url,
             "RXSTORE_KAFKA_BOOTSTRAP_SERVERS": broker,
             "RXSTORE_TOPIC": topic,
+            "RXSTORE_GROUP_ID": f"group-of-{topic}",
             "RXSTORE_SESSION_TIMEOUT_MS": "6000",
             "RXSTORE_LOG_LEVEL": "warning",
         },

@@ -79,6 +79,7 @@ def test_another_topic_than_the_generations_is_refused(system):
     assert_one_sentence(system.run("project"), 4, "another", "RXSTORE_TOPIC")
 
 
+@pytest.mark.kafka
 def test_a_changed_number_of_partitions_is_refused(system, broker):
     system.project()
     admin = KafkaAdminClient(bootstrap_servers=broker)
@@ -87,6 +88,7 @@ def test_a_changed_number_of_partitions_is_refused(system, broker):
     assert_one_sentence(system.run("project", "--until-caught-up"), 4, "9 partitions", "8")
 
 
+@pytest.mark.kafka
 def test_a_topic_made_again_under_the_same_name_is_refused(system, broker):
     system.project()
     with psycopg.connect(system.environment["RXSTORE_DATABASE_URL"]) as connection:
@@ -94,6 +96,7 @@ def test_a_topic_made_again_under_the_same_name_is_refused(system, broker):
     assert_one_sentence(system.run("project", "--until-caught-up"), 4, "made again")
 
 
+@pytest.mark.kafka
 def test_events_that_retention_took_before_they_were_folded_stop_the_worker(system):
     system.project()
     with psycopg.connect(system.environment["RXSTORE_DATABASE_URL"]) as connection:

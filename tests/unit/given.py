@@ -19,12 +19,14 @@ from projector.stream import (
     Arrival,
     FoldedStream,
     History,
+    Item,
     Parked,
     Retry,
     SetAside,
     Skip,
     Stream,
     fold,
+    mark,
     needs_parked,
 )
 from schemas.events import (
@@ -51,7 +53,6 @@ from schemas.events import (
 from schemas.incoming import event_key
 
 AnEvent = TypeVar("AnEvent", bound=Event)
-Item = Accepted | Quarantined
 
 TOPIC = "prescription-events"
 PARTITION = 3
@@ -318,6 +319,19 @@ def log(*events: Event, first_offset: int = 0) -> list[Item]:
     return [at(offset, event) for offset, event in enumerate(events, start=first_offset)]
 
 
+def misrouted(offset: int, *, sequence: int | None = None) -> SetAside:
+    """Return the mark of a record of this stream that stands in another partition."""
+    item = broken(offset, id="misrouted", reason=Reason.MISROUTED, sequence=sequence)
+    position = replace(item.record.position, partition=PARTITION + 1)
+    return mark(replace(item, record=replace(item.record, position=position)))
+
+
+def retried_mark(marked: SetAside, event: Event) -> Retry:
+    """An operator retries a misrouted record."""
+    assert marked.record is not None
+    return Retry(marked.position, Accepted(marked.record, event), marked)
+
+
 # streams --------------------------------------------------------------------------------------------------------------
 
 
@@ -334,9 +348,13 @@ class StoredStream:
     set_aside: dict[Position, SetAside] = field(default_factory=dict)
     decoded: dict[Position, Item] = field(default_factory=dict)
 
-    def fold(self, *items: Item) -> FoldedStream:
+    def fold(self, *items: Arrival) -> FoldedStream:
         """Fold one batch and save what it wrote."""
-        self.decoded |= {item.record.position: item for item in items}
+        for item in items:
+            if isinstance(item, Retry):
+                self.decoded[item.position] = item.item
+            elif not isinstance(item, Skip):
+                self.decoded[item.record.position] = item
         folded = fold(self.load(items), items)
         self.save(folded)
         return folded
@@ -344,25 +362,11 @@ class StoredStream:
     def retry(self, offset: int, item: Item | None = None) -> FoldedStream:
         """Have the record at this offset tried again, as ``item`` now that a fix reads it, else as it was read."""
         position = Position(TOPIC, PARTITION, offset)
-        if item is not None:
-            self.decoded[position] = item
-        decision = Retry(position, self.decoded[position])
-        folded = fold(self.load((decision,)), (decision,))
-        self.save(folded)
-        return folded
+        return self.fold(Retry(position, self.decoded[position] if item is None else item))
 
     def skip(self, offset: int) -> FoldedStream:
         """Have the record at this offset passed over."""
-        decision = Skip(Position(TOPIC, PARTITION, offset))
-        folded = fold(self.load((decision,)), (decision,))
-        self.save(folded)
-        return folded
-
-    def fold_one_by_one(self, items: Iterable[Item]) -> StoredStream:
-        """Fold each item as a batch of its own."""
-        for item in items:
-            self.fold(item)
-        return self
+        return self.fold(Skip(Position(TOPIC, PARTITION, offset)))
 
     def load(self, items: Iterable[Arrival] = ()) -> Stream:
         """Return the stream as it is loaded for a batch of ``items``."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projector.batch import Accepted
+from projector.batch import Accepted, Position
 from projector.prescription import Kind, Prescription, contradiction, evolve
-from projector.stream import Counts, fold
+from projector.stream import Arrival, Counts, Item, Retry, Skip, fold
 from schemas.events import Cancelled, CorrectedIssue, Created, Deleted, Event, Expired
 from tests.unit.given import (
     CANCELLATION,
@@ -24,7 +25,6 @@ from tests.unit.given import (
     OTHER_PHARMACY,
     SECOND_CANCELLATION,
     UNKNOWN_ITEM,
-    Item,
     StoredStream,
     at,
     broken,
@@ -42,6 +42,7 @@ from tests.unit.given import (
     nominated,
     not_claimed,
     prescribed_items,
+    record,
     released,
     repeat_dispensing,
     returned,
@@ -122,18 +123,30 @@ def lives(draw: st.DrawFn) -> list[Event]:
 
 
 @st.composite
-def logs(draw: st.DrawFn) -> list[Item]:
-    """Records of one stream, ten offsets apart: most of them fit, the others do not."""
+def logs(draw: st.DrawFn, *, decisions: bool = False) -> list[Any]:
+    """Records of one stream, ten offsets apart: most of them fit, the others do not; operators may decide between."""
     sequenced = draw(st.booleans())
     stream = StoredStream(always_load_parked=True)
     seen: list[Event] = []
-    log: list[Item] = []
+    log: list[Arrival] = []
+    fixed: dict[Position, Item] = {}
     for number in range(draw(st.integers(1, 10))):
         offset = 10 * number
-        kind = draw(st.sampled_from(["fits", "fits", "fits", "any", "copy", "repair", "broken"]))
+        kind = draw(
+            st.sampled_from(["fits", "fits", "fits", "any", "copy", "repair", "broken", *["decision"] * decisions])
+        )
         known_ids = [event.envelope.id for event in seen] + [row.event_id for row in stream.set_aside.values()]
-        if kind == "copy" and seen:
-            item: Item = at(offset, draw(st.sampled_from(seen)))
+        if kind == "decision" and stream.set_aside:
+            position = draw(st.sampled_from(sorted(stream.set_aside)))
+            item: Arrival = Skip(position)
+            if draw(st.booleans()):
+                event = _drawn(draw, stream, number, fits=True, sequenced=sequenced)
+                read = Accepted(replace(record(0), position=position), event)
+                item = Retry(
+                    position, fixed.setdefault(position, draw(st.sampled_from([read, stream.decoded[position]])))
+                )
+        elif kind == "copy" and seen:
+            item = at(offset, draw(st.sampled_from(seen)))
         elif kind == "broken":
             item = broken(offset, id=draw(st.sampled_from([None, f"event {number}", *known_ids])))
         else:
@@ -168,7 +181,7 @@ def cuts_of(length: int) -> st.SearchStrategy[list[int]]:
     return st.sets(st.integers(1, max(1, length - 1))).map(lambda cuts: [0, *sorted(cuts - {length}), length])
 
 
-def fold_in_batches(stream: StoredStream, log: list[Item], cuts: list[int]) -> Counts:
+def fold_in_batches(stream: StoredStream, log: list[Arrival], cuts: list[int]) -> Counts:
     counts = Counts()
     for start, stop in pairwise(cuts):
         counts.add(stream.fold(*log[start:stop]).counts)
@@ -180,8 +193,8 @@ def content(stream: StoredStream) -> tuple[object, ...]:
 
 
 @settings(max_examples=150)
-@given(st.data(), logs())
-def test_where_a_stream_is_cut_into_batches_does_not_matter(data: st.DataObject, log: list[Item]):
+@given(st.data(), logs(decisions=True))
+def test_where_a_stream_is_cut_into_batches_does_not_matter(data: st.DataObject, log: list[Arrival]):
     whole, cut = StoredStream(), StoredStream()
     counted = asdict(whole.fold(*log).counts)
     counted_in_parts = asdict(fold_in_batches(cut, log, data.draw(cuts_of(len(log)))))
@@ -190,8 +203,8 @@ def test_where_a_stream_is_cut_into_batches_does_not_matter(data: st.DataObject,
 
 
 @settings(max_examples=150)
-@given(st.data(), logs())
-def test_parked_records_are_loaded_whenever_they_are_needed(data: st.DataObject, log: list[Item]):
+@given(st.data(), logs(decisions=True))
+def test_parked_records_are_loaded_whenever_they_are_needed(data: st.DataObject, log: list[Arrival]):
     cuts = data.draw(cuts_of(len(log)))
     always, when_needed = StoredStream(always_load_parked=True), StoredStream()
     assert fold_in_batches(when_needed, log, cuts) == fold_in_batches(always, log, cuts)
@@ -253,8 +266,8 @@ def test_repairs_make_good_what_was_broken(data: st.DataObject, life: list[Event
 
 
 @settings(max_examples=150)
-@given(logs())
-def test_a_prescription_is_consistent_after_every_record(log: list[Item]):
+@given(logs(decisions=True))
+def test_a_prescription_is_consistent_after_every_record(log: list[Arrival]):
     stream = StoredStream()
     for item in log:
         stream.fold(item)

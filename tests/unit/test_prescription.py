@@ -191,7 +191,9 @@ def test_a_pending_cancellation_of_nothing_leaves_a_placeholder():
     assert state.issues[0].version == 1
     assert state.last_event_at == days_later(0.25)
     assert state.pending_cancellations
+    assert state.prescribed.prescription_id == PRESCRIPTION_ID
     assert state.prescribed.issues_authorised == 1
+    assert state.issues[0].number == 1
     assert [(entry.number, entry.first_issue) for entry in state.cancellations] == [(1, 1)]
 
 

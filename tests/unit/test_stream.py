@@ -9,7 +9,7 @@ import pytest
 from projector import stream as stream_module
 from projector.batch import Accepted, Reason
 from projector.prescription import Kind, evolve
-from projector.stream import History, Stream, fold, needs_parked
+from projector.stream import History, Retry, Stream, fold, needs_parked
 from schemas.events import Event, Nominated
 from tests.unit.given import (
     ITEMS,
@@ -19,6 +19,7 @@ from tests.unit.given import (
     SECOND_NOTIFICATION,
     SOURCE,
     STREAM_KEY,
+    UNKNOWN_ITEM,
     StoredStream,
     at,
     broken,
@@ -33,11 +34,13 @@ from tests.unit.given import (
     expired,
     issued,
     log,
+    misrouted,
     nominated,
     not_claimed,
     prescribed_items,
     record,
     released,
+    retried_mark,
     returned,
     stored,
 )
@@ -148,15 +151,6 @@ def test_a_copy_of_an_event_parked_behind_a_block_waits_too():
     folded = stream.fold(at(4, nominated(id="broken")))
     assert stream.folded == [0, 4, 2]
     assert folded.counts.duplicates == 1
-
-
-def test_a_copy_of_a_skipped_event_is_tried_for_itself():
-    stream = stored(created())
-    stream.fold(at(1, claimed()))
-    row = stream.row(1)
-    stream.set_aside[row.position] = replace(row, state="skipped")
-    stream.fold(at(2, released()), at(3, dispensed()), at(4, claimed()))
-    assert stream.folded == [0, 2, 3, 4]
 
 
 # repairs --------------------------------------------------------------------------------------------------------------
@@ -621,6 +615,22 @@ def test_a_released_event_may_close_the_gap_for_one_before_it():
     assert stream.folded == [0, 3, 1]
 
 
+def test_parked_events_are_tried_again_after_each_one_that_folds():
+    stream = StoredStream()
+    stream.fold(broken(0, id="broken"), at(1, released()), at(2, created()), at(3, dispensed()))
+    stream.fold(at(4, cancelled("pending", id="broken", line_item_id=UNKNOWN_ITEM)))
+    assert stream.folded == [4, 2, 1, 3]
+    assert stream.parked == {}
+
+
+def test_once_the_first_parked_event_folds_its_sequence_decides_the_order_of_the_others():
+    stream = StoredStream()
+    stream.fold(broken(0, id="broken"), at(1, CREATED), at(2, nominated()), at(3, RELEASED))
+    stream.fold(at(4, dispensed(id="broken", sequence=3)))
+    assert stream.folded == [1, 3, 4]
+    assert stream.open == {2: "sequence_conflict"}
+
+
 def test_a_parked_event_that_no_longer_keeps_the_contract_blocks_where_it_stood():
     stream = blocked()
     stream.fold(at(2, dispensed()), at(3, claimed()))
@@ -801,6 +811,14 @@ def test_on_deletion_what_waits_for_a_gap_becomes_quarantined():
     assert folded.counts.quarantined == 1
 
 
+def test_a_copy_of_what_the_deletion_quarantined_repairs_it_also_in_the_same_batch():
+    stream = stored(CREATED)
+    stream.fold(at(1, CLAIMED), at(2, deleted(sequence=2)), at(3, CLAIMED))
+    assert stream.states() == {1: "repaired", 3: "open"}
+    assert stream.open == {3: "deleted"}
+    assert stream.row(3).stands_at == 1
+
+
 def test_on_deletion_what_waits_for_created_becomes_quarantined():
     stream = stored(cancelled("pending"))
     stream.fold(at(1, released()))
@@ -841,6 +859,184 @@ def test_in_the_batch_of_the_deletion_what_comes_before_it_loses_its_content_too
     folded = stream.fold(*log(created(), claimed(), deleted(id=claimed().envelope.id)))
     assert stream.load().is_deleted
     assert [row.record for row in folded.set_aside.values()] == [None]
+
+
+# what operators decide (the plain cases are test_decisions.py's) ------------------------------------------------------
+
+
+def test_a_block_behind_the_first_can_be_skipped_before_it():
+    stream = blocked()
+    stream.fold(broken(2), at(3, dispensed()))
+    stream.skip(2)
+    assert stream.states() == {1: "open", 2: "skipped", 3: "parked"}
+
+
+def test_a_sequence_ahead_of_its_turn_counts_as_seen_when_its_turn_comes():
+    stream = stored(CREATED)
+    stream.fold(broken(1, sequence=4), at(2, RELEASED), at(3, DISPENSED), at(4, claimed(sequence=5)))
+    stream.skip(1)
+    assert stream.folded == [0, 2, 3, 4]
+    assert stream.history.next_sequence == 6
+
+
+@pytest.mark.parametrize("skip", [broken(1), broken(1, sequence=2), at(1, claimed(sequence=2))])
+def test_a_parked_event_that_carries_the_number_takes_the_place_of_the_skipped_one(skip):
+    stream = stored(CREATED)
+    stream.fold(skip, at(2, DISPENSED), at(3, RELEASED))
+    stream.skip(1)
+    assert stream.folded == [0, 3, 2]
+    assert stream.history.next_sequence == 4
+
+
+def test_a_number_that_was_seen_already_is_not_counted_again():
+    stream = stored(CREATED)
+    stream.fold(at(1, nominated(sequence=1)), at(2, RELEASED))
+    stream.skip(1)
+    assert stream.folded == [0, 2]
+    assert stream.history.next_sequence == 3
+
+
+def test_a_number_that_comes_after_it_was_given_up_is_a_conflict():
+    stream = stored(CREATED)
+    stream.fold(at(1, nominated(sequence=5)))
+    stream.skip(1)
+    stream.fold(at(2, RELEASED))
+    assert stream.open == {2: "sequence_conflict"}
+
+
+def test_skipping_what_waits_for_a_gap_does_not_give_up_what_waits_beyond_the_next_gap():
+    stream = stored(CREATED)
+    stream.fold(at(1, nominated(sequence=5)), at(2, nominated(id="n-2", sequence=7)))
+    stream.skip(1)
+    assert stream.folded == [0, 1]
+    assert stream.parked == {2: "sequence_gap"}
+
+
+@pytest.mark.parametrize("first", [(1, 2), (2, 1)], ids=["lower number first", "higher number first"])
+def test_a_number_that_is_parked_is_not_missing(first: tuple[int, int]):
+    lower, higher = first
+    stream = stored(CREATED)
+    items = [at(lower, released(sequence=4)), at(higher, dispensed(sequence=5))]
+    stream.fold(*sorted(items, key=lambda item: item.record.position))
+    stream.skip(higher)
+    assert stream.folded == [0, lower, higher]
+    assert stream.open == {}
+
+
+def test_skipping_a_gap_before_anything_folded_lets_the_first_event_fold():
+    stream = StoredStream()
+    stream.fold(at(0, created(sequence=2)))
+    stream.skip(0)
+    assert stream.folded == [0]
+    assert stream.history.next_sequence == 3
+
+
+def test_after_a_skipped_created_the_others_wait_for_another_one():
+    stream = StoredStream()
+    stream.fold(broken(0), at(1, released()))
+    stream.skip(0)
+    assert stream.parked == {1: "not_created"}
+
+
+def test_a_skip_of_a_record_that_is_settled_changes_nothing():
+    stream = blocked()
+    stream.fold(at(2, released(id="broken")))
+    folded = stream.skip(1)
+    assert (folded.set_aside, folded.removed) == ({}, frozenset())
+    assert stream.states() == {1: "repaired"}
+
+
+def test_a_second_created_is_skipped_like_any_other_block():
+    stream = stored(CREATED)
+    stream.fold(at(1, created(id="again", sequence=2)), at(2, nominated(sequence=3)))
+    stream.skip(1)
+    assert stream.folded == [0, 2]
+
+
+def test_a_retried_event_joins_the_parked_ones():
+    stream = stored(CREATED)
+    stream.fold(broken(1), at(2, RELEASED), at(3, CLAIMED))
+    stream.retry(1, at(1, DISPENSED))
+    assert stream.folded == [0, 2, 1, 3]
+
+
+def test_a_retried_event_behind_another_block_waits_at_its_own_offset():
+    stream = blocked()
+    stream.fold(broken(2), at(3, claimed()))
+    stream.retry(2, at(2, dispensed()))
+    assert stream.open == {1: "contract_violation"}
+    assert stream.parked == {2: "behind_block", 3: "behind_block"}
+    stream.fold(at(4, released(id="broken")))
+    assert stream.folded == [0, 4, 2, 3]
+
+
+def test_a_retried_record_that_still_breaks_the_contract_blocks_again():
+    stream = blocked()
+    stream.fold(at(2, released()))
+    stream.retry(1, broken(1, id="broken", reason=Reason.UNKNOWN_TYPE))
+    assert stream.open == {1: "unknown_type"}
+    assert stream.parked == {2: "behind_block"}
+
+
+def test_a_retried_event_ahead_of_its_turn_waits_and_lets_what_comes_behind_it_go_on():
+    stream = stored(CREATED)
+    stream.fold(broken(1), at(2, RELEASED))
+    stream.retry(1, at(1, claimed(sequence=4)))
+    assert stream.folded == [0, 2]
+    assert stream.parked == {1: "sequence_gap"}
+
+
+def test_nothing_is_retried_on_a_deleted_stream():
+    stream = stored(created(), deleted())
+    stream.fold(broken(2))
+    stream.retry(2, at(2, nominated()))
+    assert stream.prescription is None
+    assert stream.open == {2: "contract_violation"}
+
+
+def test_a_retried_mark_folds_at_the_present_place_of_the_stream():
+    stream = stored(CREATED, RELEASED)
+    stream.fold(at(2, claimed(sequence=4)))
+    mark = misrouted(7)
+    folded = stream.fold(retried_mark(mark, DISPENSED))
+    assert folded.set_aside[mark.position] == replace(mark, state="retried")
+    assert stream.status == "0008"
+    assert stream.folded == [0, 1, 7, 2]
+
+
+def test_a_retried_mark_of_an_event_that_folded_is_a_duplicate_and_marks_no_longer():
+    stream = stored(created())
+    mark = misrouted(7)
+    folded = stream.fold(retried_mark(mark, created()))
+    assert folded.counts.duplicates == 1
+    assert folded.set_aside == {mark.position: replace(mark, state="retried")}
+
+
+@pytest.mark.parametrize(
+    ("stream", "event"),
+    [
+        (StoredStream(), released()),
+        (stored(created()), claimed()),
+        (stored(created()), created(id="again")),
+        (stored(CREATED), claimed(sequence=4)),
+        (stored(CREATED), released()),
+        (blocked(), released()),
+        (stored(created(), deleted()), released()),
+    ],
+    ids=["not created", "illegal", "second created", "ahead of its turn", "no sequence", "blocked", "deleted"],
+)
+def test_a_retried_mark_that_does_not_fold_stays(stream: StoredStream, event: Event):
+    before = (stream.prescription, stream.history, stream.set_aside)
+    folded = stream.fold(retried_mark(misrouted(7), event))
+    assert folded.set_aside == {}
+    assert (stream.prescription, stream.history, stream.set_aside) == before
+
+
+def test_a_retried_mark_that_still_stands_in_the_wrong_place_stays():
+    mark = misrouted(7)
+    stream = stored(created())
+    folded = stream.fold(Retry(mark.position, broken(7, reason=Reason.MISROUTED), mark))
+    assert folded.set_aside == {}
 
 
 # rows -----------------------------------------------------------------------------------------------------------------
