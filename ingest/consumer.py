@@ -142,9 +142,7 @@ class Worker:
         if came:
             self._backoff.reset()
 
-    def _claim(self, consumer: KafkaConsumer, partition: TopicPartition) -> Claim:
-        first = consumer.beginning_offsets([partition])[partition]
-        end = consumer.end_offsets([partition])[partition]
+    def _check_partitions(self, consumer: KafkaConsumer) -> None:
         found = len(consumer.partitions_for_topic(self.topic))
         if found != self.partitions:
             raise TopicMismatch(
@@ -152,6 +150,11 @@ class Worker:
                 f"{self.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events "
                 "and build anew"
             )
+
+    def _claim(self, consumer: KafkaConsumer, partition: TopicPartition) -> Claim:
+        first = consumer.beginning_offsets([partition])[partition]
+        end = consumer.end_offsets([partition])[partition]
+        self._check_partitions(consumer)
         session = self._connection()
         claim = checkpoints.claim(
             session,
@@ -164,6 +167,14 @@ class Worker:
         )
         with session.cursor() as cursor:
             set_aside.scrub_if_deleted(cursor, self.read_model.schema)
+        if claim.epoch == 1 and first > 0:
+            log.warning(
+                "%s[%d] begins at offset %d: what was published before is not in the log and not in the views",
+                self.topic,
+                partition.partition,
+                first,
+                extra={"action": "incomplete_log"},
+            )
         if claim.next_offset < first:
             raise TopicMismatch(
                 f"{self.topic}[{partition.partition}] begins at offset {first}, but {claim.next_offset} is the next to "
@@ -297,6 +308,7 @@ class Worker:
         try:
             if time.monotonic() - self._ends_asked_at >= ENDS_EVERY_SECONDS:
                 self._ends_asked_at = time.monotonic()
+                self._check_partitions(consumer)
                 self._apply_decisions(consumer)
                 row = self._connection().execute("SELECT clock_timestamp()").fetchone()
                 ends = consumer.end_offsets(

@@ -11,7 +11,7 @@ EVENTS = Counter(
 )
 BATCH_SECONDS = Histogram(
     "rxstore_projector_batch_seconds",
-    "Time of one batch from its first record decoded to its commit",
+    "Time of one batch's transaction, from the first statement to its commit",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 RETRIES = Counter(

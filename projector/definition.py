@@ -21,8 +21,8 @@ DEFINITION = "1.0"
 
 
 def hashes() -> dict[str, str]:
-    """Return short hashes of the contract and of the tables, to see at a glance whether two installations agree."""
-    return {"contract": _digest(event_schemas()), "tables": _digest(_ddl())}
+    """Return short hashes of contract, tables and views, to see at a glance whether two installations agree."""
+    return {"contract": _digest(event_schemas()), "tables": _digest(_ddl()), "views": _digest(tables.VIEWS)}
 
 
 def major(definition: str) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -14,6 +15,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from projector import tables
@@ -27,6 +29,10 @@ GENERATION_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 class NotMigrated(Exception):
     """The database has no rxstore schema, or an older one: run ``rxstore migrate``."""
+
+
+class ShapeDiffers(Exception):
+    """The live generation has other tables than this code's: its views cannot be made anew from here."""
 
 
 class SettingsDiffer(Exception):
@@ -44,6 +50,7 @@ class Generation:
     topic: str
     topic_id: str | None
     partitions: int | None
+    registered_at: datetime
 
     @property
     def schema(self) -> str:
@@ -69,11 +76,21 @@ def migrate(engine: Engine, *, topic: str, settings: dict[str, Any]) -> list[str
         after = _control_revision(connection)
         if before != after:
             done.append(f"control schema: {before or 'nothing'} -> {after}")
-        if connection.execute(select(tables.generation.c.name).limit(1)).first() is None:
+        connection.execute(text(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.alembic_version TO {READER_ROLE}"))
+        shown = connection.execute(select(tables.generation).where(tables.generation.c.state == "live")).first()
+        if shown is None and connection.execute(select(tables.generation.c.name).limit(1)).first() is None:
             register(connection, "g1", state="live", topic=topic, settings=settings)
             build(connection, "g1")
             show(connection, "g1")
             done.append(f"generation g1: definition {DEFINITION}, live")
+        elif shown is not None and shown.hashes["views"] != hashes()["views"]:
+            if shown.hashes["tables"] != hashes()["tables"]:
+                raise ShapeDiffers(
+                    f"generation {shown.name} has other tables than this version's: keep serving it with the version "
+                    "that made it, and build a new generation with this one"
+                )
+            show(connection, shown.name)
+            done.append(f"views: as this version shows generation {shown.name}")
     return done
 
 
@@ -91,6 +108,14 @@ def control_head() -> str:
     with as_file(files("projector") / "migrations") as directory:
         head = ScriptDirectory.from_config(_config(str(directory))).get_revision("control@head")
     return str(head.revision)
+
+
+def _knows(revision: str) -> bool:
+    with as_file(files("projector") / "migrations") as directory:
+        try:
+            return ScriptDirectory.from_config(_config(str(directory))).get_revision(revision) is not None
+        except CommandError:
+            return False
 
 
 def _config(directory: str) -> Config:
@@ -125,6 +150,11 @@ def build(connection: Connection, name: str) -> None:
 
 def show(connection: Connection, name: str) -> None:
     """Point every view at a generation, in the one order of views that all transactions keep."""
+    connection.execute(
+        update(tables.generation)
+        .where(tables.generation.c.name == name)
+        .values(hashes=tables.generation.c.hashes.concat({"views": hashes()["views"]}))
+    )
     schema = schema_of(name)
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
     for view, query in tables.VIEWS.items():
@@ -141,6 +171,10 @@ def live(connection: Connection) -> Generation:
     revision = _control_revision(connection)
     expected = control_head()
     if revision != expected:
+        if revision is not None and not _knows(revision):
+            raise NotMigrated(
+                f"the database has schema revision {revision}, which a later version made: run that version here"
+            )
         found = "no rxstore schema" if revision is None else f"schema revision {revision}"
         raise NotMigrated(f"the database has {found}, this version needs {expected}: run 'rxstore migrate'")
     row = connection.execute(select(tables.generation).where(tables.generation.c.state == "live")).first()
@@ -184,4 +218,5 @@ def _loaded(row: Any) -> Generation:  # noqa: ANN401 - a row's mapping
         topic=row["topic"],
         topic_id=row["topic_id"],
         partitions=row["partitions"],
+        registered_at=row["registered_at"],
     )

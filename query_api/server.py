@@ -7,7 +7,6 @@ for PostgreSQL. Every thread has a connection of its own at most, so a server ho
 from __future__ import annotations
 
 import logging
-import logging
 import os
 import shutil
 import sys

@@ -33,6 +33,8 @@ from rxstore.fleet import make_reader
 from rxstore.settings import Settings
 
 LOOK_EVERY_SECONDS = 0.1
+# A projector's session does not wait for the disk; what people decided is nowhere else, so here it must.
+KEPT_FOR_GOOD = "SET LOCAL synchronous_commit = on"
 DECISION_COLUMNS = tuple(column.name for column in tables.decision.columns)
 
 CANDIDATES = """
@@ -189,6 +191,7 @@ class Desk:
         Raises WrongUse when there is no such decision, or it is revoked already.
         """
         with connect(self.settings.database()) as session, session.transaction():
+            session.execute(KEPT_FOR_GOOD)
             decision = decisions.revoke(session, decision_id, who=who)
             if decision is None:
                 raise WrongUse(f"there is no decision {decision_id} that stands: see 'rxstore quarantine decisions'")
@@ -234,6 +237,7 @@ class Desk:
         Only into an installation without decisions of its own: their numbers and offsets must stay as they are.
         """
         with connect(self.settings.database()) as session, session.transaction():
+            session.execute(KEPT_FOR_GOOD)
             if session.execute("SELECT 1 FROM rxstore.decision LIMIT 1").fetchone() is not None:
                 raise Refused("there are decisions already: import them into an installation that has none")
             late: set[str] = set()
@@ -320,6 +324,8 @@ def _check(candidate: Candidate, action: str) -> None:
             f"{candidate.position} is parked as {candidate.reason}: it folds by itself when what it waits for comes. "
             "Decide about the record that it waits for"
         )
+    if candidate.reason == "deleted":
+        raise WrongUse(f"{candidate.position} came after its prescription was deleted: nothing waits for it")
     raise WrongUse(f"{candidate.position} is settled: its state is {candidate.state}, its reason {candidate.reason}")
 
 

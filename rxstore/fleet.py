@@ -40,6 +40,7 @@ from rxstore.errors import Refused
 log = logging.getLogger(__name__)
 
 HEARTBEAT_MS = 1_000
+METADATA_MS = 30_000  # how long until a worker notices that partitions were added
 REMEMBERED_STREAMS = 20_000  # about 100 MB of a worker's memory
 FETCH_BYTES = 4 * 1024 * 1024
 STOP_SECONDS = 30.0
@@ -220,6 +221,7 @@ def make_consumer(options: WorkerOptions, index: int) -> KafkaConsumer:
         allow_auto_create_topics=False,
         partition_assignment_strategy=(CooperativeStickyAssignor,),
         session_timeout_ms=options.session_timeout_ms,
+        metadata_max_age_ms=METADATA_MS,
         heartbeat_interval_ms=min(HEARTBEAT_MS, options.session_timeout_ms // 3),
         max_poll_records=options.batch_records,
         max_partition_fetch_bytes=FETCH_BYTES,

@@ -93,7 +93,7 @@ class Report:
 
 def report(settings: Settings, engine: Engine) -> Report:
     """Look at everything; what the brokers cannot tell is left out and said."""
-    store.live_generation(engine)
+    live = store.live_generation(engine)
     ends, workers, unknown = _ask_brokers(settings, engine)
     with engine.connect() as connection:
         now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
@@ -103,6 +103,9 @@ def report(settings: Settings, engine: Engine) -> Report:
             if generation.state in {"building", "ready", "live", "previous"}
         ]
     verdict, why = _verdict(found, unknown, now)
+    if ends and live.partitions is not None and live.partitions != len(ends):
+        verdict = "stalled"
+        why = f"the topic has {len(ends)} partitions, {live.name} was built from {live.partitions}: no worker goes on"
     return Report(verdict, why, found)
 
 
@@ -200,7 +203,7 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
     if live.workers == 0 or (live.workers is None and _is_silent(live, now)):
         return "stopped", "no projector holds a partition: run 'rxstore project'"
     behind = bool(live.lag_events)
-    if behind and (live.moved_at is None or now - live.moved_at > STALLED_AFTER):
+    if behind and _stands_still(live, now):
         return "stalled", f"events wait and no checkpoint has moved for {STALLED_AFTER.seconds} s: look at its log"
     if behind and (live.lag_seconds is None or live.lag_seconds > LAGGING_AFTER.seconds):
         return "lagging", f"{live.lag_events:,} events wait"
@@ -211,6 +214,12 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
     if any(generation.state in {"building", "ready"} for generation in found):
         return "rebuilding", None
     return "following", None
+
+
+def _stands_still(live: GenerationReport, now: datetime) -> bool:
+    """Whether events wait and nothing moved; after a silence, the last word is that the end was seen."""
+    signs = [at for at in (live.moved_at, live.as_of) if at is not None]
+    return not signs or now - max(signs) > STALLED_AFTER
 
 
 def _is_silent(live: GenerationReport, now: datetime) -> bool:

@@ -142,5 +142,8 @@ def generation_to_feed(settings: Settings, engine: Engine, log: Log) -> Generati
 
 
 def group_of(settings: Settings, generation: Generation) -> str:
-    """The consumer group that feeds a generation: each has its own."""
-    return f"{settings.group_id}-{generation.name}"
+    """The consumer group that feeds a generation: each of every installation has its own.
+
+    Two installations on one broker both have a g1; the moment of its registration tells them apart.
+    """
+    return f"{settings.group_id}-{generation.name}-{generation.registered_at:%Y%m%d%H%M%S%f}"

@@ -1,4 +1,4 @@
-"""The topic as the contract wants it (docs/events.md, "The topic"): kept for good, and wide enough for an event."""
+"""The topic as the contract wants it (docs/events.md, "Transport"): kept for good, and wide enough for an event."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rxstore.progress import Progress
     from rxstore.store import Log
 
-NOTED_WITHIN_SECONDS = 3.0
+NOTED_WITHIN_SECONDS = 10.0
 
 
 @click.command(epilog=example("rxstore project --workers 2", "rxstore project --until-caught-up"))
