@@ -5,14 +5,14 @@ Addresses travel with the payload, so that no step can lose the place of what it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from schemas.events import Event
+from schemas.values import value
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@value(order=True)
 class Position:
     """Kafka's address of a record; prints as the id that commands and pages use: ``topic:partition:offset``."""
 
@@ -24,7 +24,7 @@ class Position:
         return f"{self.topic}:{self.partition}:{self.offset}"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Record:
     """What Kafka hands us, undecoded. ``timestamp_ms`` is the record's own, in milliseconds since 1970 (UTC)."""
 
@@ -53,7 +53,7 @@ class Reason(StrEnum):
     FOLD_FAILED = "fold_failed"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class FieldError:
     """What is wrong and where: ``path`` like ``data.lineItems.0.id``; ``message`` never repeats the value."""
 
@@ -61,7 +61,7 @@ class FieldError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Accepted:
     """A record that keeps the contract."""
 
@@ -69,7 +69,7 @@ class Accepted:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Quarantined:
     """A record that does not, with all that could still be read of it.
 

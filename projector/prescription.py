@@ -10,7 +10,6 @@ The state is named tuples: as frozen as the events' dataclasses, and three times
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple, assert_never
@@ -37,6 +36,7 @@ from schemas.events import (
     Returned,
 )
 from schemas.statuses import IssueStatus, LineItemStatus
+from schemas.values import value
 
 REPEAT_DISPENSING = "0003"
 FUTURE_DATED_AFTER = timedelta(hours=24)
@@ -119,7 +119,7 @@ class Issue(NamedTuple):
     releasing: Organisation | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Snapshot:
     """What a dispense notification replaced in its issue, for its withdrawal."""
 
@@ -738,9 +738,10 @@ def _replaced(issues: tuple[Issue, ...], revised: list[Issue]) -> tuple[Issue, .
 
 def _revised(issue: Issue, version: int, **changes: Any) -> Issue:  # noqa: ANN401 - as above
     """Return the issue with ``changes`` under the new version, or as it was when nothing changes."""
-    if all(getattr(issue, name) == value for name, value in changes.items()):
-        return issue
-    return issue._replace(version=version, **changes)
+    for name, after in changes.items():
+        if getattr(issue, name) != after:
+            return issue._replace(version=version, **changes)
+    return issue
 
 
 def _substituted(item_statuses: tuple[str, ...], before: str, after: str) -> tuple[str, ...]:

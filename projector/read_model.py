@@ -7,6 +7,7 @@ statements; the checkpoint that moves first in the same transaction is the guard
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,6 +34,9 @@ from projector.stream import NO_HISTORY, FoldedStream, History, Parked, Stream
 from schemas.events import Organisation, PrescribedItem
 
 Row = tuple[Any, ...]
+
+JSON_IS_CSV = r"(FORMAT csv, NULL 'null', ESCAPE '\')"
+has_other_escapes = re.compile(rb'\\[^"]').search
 WantsParked = Callable[[Stream], bool]
 
 DELETED = "deleted"
@@ -93,10 +97,10 @@ class ReadModel:
         ``wants_parked(stream)`` says whether the stream's parked records are needed; ``decode`` reads them again.
         """
         asked = sorted(keys)
-        rows = {name: self._children(connection, name, asked) for name in TABLES if name != "prescription"}
+        stored = {row[0]: row for row in self._select(connection, "prescription", asked)}
+        rows = {name: self._children(connection, name, list(stored)) for name in TABLES if name != "prescription"}
         waiting = set_aside.load_waiting(connection, self.schema, asked)
         streams: dict[str, Stream] = {}
-        stored = {row[0]: row for row in self._select(connection, "prescription", asked)}
         for key in asked:
             row = stored.get(key)
             prescription, history = (None, NO_HISTORY) if row is None else _loaded(row, rows)
@@ -142,7 +146,10 @@ class ReadModel:
             )
 
     def _select(self, connection: Connection[Any], name: str, keys: Sequence[str]) -> list[Row]:
-        return connection.execute(_select_sql(self.schema, name), (keys,), prepare=True).fetchall()
+        if not keys:
+            return []
+        array = set_aside.keys_array(keys)
+        return connection.execute(_select_sql(self.schema, name), (array,), prepare=True).fetchall()
 
     def _children(self, connection: Connection[Any], name: str, keys: Sequence[str]) -> dict[str, list[Row]]:
         rows = self._select(connection, name, keys)
@@ -172,11 +179,21 @@ def stage(cursor: Cursor[Any], table: str, name: str, columns: Sequence[str]) ->
     return staged
 
 
-def copy_rows(cursor: Cursor[Any], table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Copy rows into a table, in the order of ``columns``."""
-    with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
-        for row in rows:
-            copy.write_row(row)
+def copy_rows(cursor: Cursor[Any], table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Copy rows into a table, in the order of ``columns``; bytes are given as PostgreSQL's hex text.
+
+    A JSON array without its brackets is a line of CSV, when the server is told of JSON's ``null`` and backslash, and
+    orjson writes it several times as fast as psycopg writes a row. Only control characters are escaped otherwise in
+    JSON; rows with one go psycopg's way.
+    """
+    lines = b"\n".join([orjson.dumps(row)[1:-1] for row in rows])
+    if has_other_escapes(lines.replace(b"\\\\", b"")):
+        with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+    else:
+        with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN {JSON_IS_CSV}") as copy:
+            copy.write(lines)
 
 
 @lru_cache(maxsize=256)
@@ -303,6 +320,10 @@ def _array(statuses: tuple[str, ...]) -> str:
     return "{" + ",".join(statuses) + "}"
 
 
+def _bytea(value: bytes) -> str:
+    return "\\x" + value.hex()
+
+
 def _numbers(numbers: tuple[int, ...]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
@@ -365,8 +386,8 @@ def _bare_row(stream: FoldedStream) -> Row:
         "pending_cancellations": False,
         "next_sequence": history.next_sequence,
         "passed_sequences": _numbers(history.passed),
-        "folded_keys": history.keys,
-        "folded_positions": history.positions,
+        "folded_keys": _bytea(history.keys),
+        "folded_positions": _bytea(history.positions),
     }
     return tuple(known.get(column) for column in COLUMNS["prescription"])
 
@@ -407,8 +428,8 @@ def _changing_columns(stream: FoldedStream, after: Prescription) -> Row:
         after.pending_cancellations,
         history.next_sequence,
         _numbers(history.passed),
-        history.keys,
-        history.positions,
+        _bytea(history.keys),
+        _bytea(history.positions),
     )
 
 

@@ -8,6 +8,7 @@ failure between here and the database, forgets everything.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from projector.stream import FoldedStream, Stream
 
@@ -37,8 +38,9 @@ class RecentStreams:
             if stream.set_aside or stream.removed or before.open or before.has_parked or stream.deleted:
                 continue
             self._streams[before.key] = Stream(before.key, before.partition, stream.prescription, stream.history)
-        while len(self._streams) > self._limit:
-            del self._streams[next(iter(self._streams))]
+        too_many = max(0, len(self._streams) - self._limit)
+        for key in list(islice(self._streams, too_many)):  # one pass: what left before would be passed again each time
+            del self._streams[key]
 
     def forget(self) -> None:
         """Forget everything: the next event of each stream loads it."""

@@ -32,15 +32,21 @@ MILLISECOND = timedelta(milliseconds=1)
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM {{schema}}.set_aside"  # the schema is formatted in by the callers
 
 
+def keys_array(keys: Iterable[str]) -> str:
+    """Return PostgreSQL's text form of an array of stream keys, which hold nothing that would have to be quoted."""
+    return "{" + ",".join(keys) + "}"
+
+
 def load_waiting(
     connection: Connection[Any], schema: str, keys: Sequence[str]
 ) -> dict[str, tuple[tuple[SetAside, ...], bool]]:
     """Return, per stream that has any, its open records by place and whether records are parked."""
     opened: dict[str, list[SetAside]] = {}
+    array = keys_array(keys)
     rows = connection.execute(
         f"{SELECT.format(schema=schema)} WHERE state = 'open' AND stream_key = ANY(%s) AND reason <> 'misrouted' "
         "ORDER BY stream_key, stands_at, record_offset",
-        (keys,),
+        (array,),
         prepare=True,
     )
     for row in rows:
@@ -49,7 +55,7 @@ def load_waiting(
     parked = connection.execute(
         f"SELECT k FROM unnest(%s::text[]) k WHERE EXISTS (SELECT 1 FROM {schema}.set_aside s "
         "WHERE s.stream_key = k COLLATE \"C\" AND s.state = 'parked')",
-        (keys,),
+        (array,),
         prepare=True,
     )
     has_parked = {row[0] for row in parked}

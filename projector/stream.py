@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from math import inf
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from projector.batch import Accepted, FieldError, Position, Quarantined, Reason,
 from projector.prescription import Kind, Prescription, contradiction, evolve
 from schemas.events import Cancelled, Created, Deleted, Event, Expired
 from schemas.incoming import TYPE_OF
+from schemas.values import value
 
 KEY_BYTES = 16
 POSITION_BYTES = 12
@@ -52,7 +53,7 @@ class History(NamedTuple):
 NO_HISTORY = History()
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class SetAside:
     """A record that did not fold. ``stands_at`` is its place in the stream: its offset, or that of what it repairs.
 
@@ -84,7 +85,7 @@ class SetAside:
         return replace(self, errors=(), record=None, event_source=None, event_id=None, event_type=None, nhs_number=None)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Parked:
     """A parked record and what it decodes to today."""
 
@@ -92,7 +93,7 @@ class Parked:
     item: Accepted | Quarantined
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Stream:
     """One stream as stored. ``parked`` is None while its parked records, if it ``has_parked``, were not loaded."""
 
@@ -110,7 +111,7 @@ class Stream:
         return self.prescription is None and bool(self.history.keys)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Retry:
     """An operator had a record tried again: ``item`` is what it decodes to now.
 
@@ -122,7 +123,7 @@ class Retry:
     mark: SetAside | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Skip:
     """An operator had a record passed over; ``mark`` as in ``Retry``."""
 
@@ -153,7 +154,7 @@ class Counts:
         self.repaired += other.repaired
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class FoldedStream:
     """The stream after a batch, and what to write: set-aside records to save, positions of those that are gone."""
 
@@ -216,28 +217,34 @@ def fold(stream: Stream, items: Sequence[Arrival]) -> FoldedStream:
     return folding.result()
 
 
-@dataclass(slots=True)
 class _Folding:
     """The private copy that ``fold`` changes."""
 
-    stream: Stream
-    prescription: Prescription | None = field(init=False)
-    history: History = field(init=False)
-    open: list[SetAside] = field(init=False)
-    parked: dict[Position, Parked] = field(init=False)
-    known: dict[Position, SetAside] = field(init=False)
-    saved: dict[Position, SetAside] = field(default_factory=dict)
-    removed: set[Position] = field(default_factory=set)
-    deleted: bool = False
-    counts: Counts = field(default_factory=Counts)
+    __slots__ = (
+        "counts",
+        "deleted",
+        "history",
+        "known",
+        "open",
+        "parked",
+        "prescription",
+        "removed",
+        "saved",
+        "stream",
+    )
 
-    def __post_init__(self) -> None:
-        self.prescription = self.stream.prescription
-        self.history = self.stream.history
-        self.open = list(self.stream.open)
-        parked = self.stream.parked or ()
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.prescription = stream.prescription
+        self.history = stream.history
+        self.open = list(stream.open)
+        parked = stream.parked or ()
         self.parked = {record.set_aside.position: record for record in parked}
         self.known = {record.set_aside.position: record.set_aside for record in parked}
+        self.saved: dict[Position, SetAside] = {}
+        self.removed: set[Position] = set()
+        self.deleted = False
+        self.counts = Counts()
 
     def result(self) -> FoldedStream:
         return FoldedStream(
@@ -269,7 +276,10 @@ class _Folding:
             self.counts.duplicates += 1
             return
         stands_at = item.record.position.offset
-        repaired = [record for record in self.open if record.event_key == key] if self.open else []
+        if not (self.open or self.parked or self.stream.has_parked):
+            self.attempt(item, stands_at)
+            return
+        repaired = [record for record in self.open if record.event_key == key]
         for record in repaired:
             self.settle(record, "repaired")
             self.counts.repaired += 1
@@ -279,7 +289,7 @@ class _Folding:
             outcome = Outcome.PARKED
         else:
             outcome = self.attempt(item, stands_at)
-        if (repaired or outcome is Outcome.FOLDED) and (self.parked or self.stream.has_parked):
+        if repaired or outcome is Outcome.FOLDED:
             self.release()
 
     def quarantine(self, item: Quarantined) -> None:

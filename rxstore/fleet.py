@@ -191,13 +191,14 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
 
 
 def _collect_garbage_rarely() -> None:
-    """A batch makes a hundred thousand objects, none in a cycle: looking for cycles took a third of the time.
+    """A batch makes some hundred thousand objects, none in a cycle, which all live until it is written.
 
-    What is left of the collector finds the cycles of the libraries.
+    The collector counts objects that live: with a limit well above a batch it does not look through each batch several
+    times for cycles that are not there (a sixth of a worker's time), and still finds those of the libraries.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(1_000_000, 20, 100)
 
 
 def _stop_with_parent(stopping: threading.Event) -> None:

@@ -8,11 +8,12 @@ Values are already checked and normal: ids in upper case, instants in UTC, defau
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date, datetime
 
+from schemas.values import value
 
-@dataclass(frozen=True, slots=True)
+
+@value()
 class Organisation:
     """A prescriber, dispenser or canceller. ``address`` is one line, its parts joined with comma and space."""
 
@@ -22,7 +23,7 @@ class Organisation:
     address: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Envelope:
     """What CloudEvents carries around the data.
 
@@ -40,7 +41,7 @@ class Envelope:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class PrescribedItem:
     """One medication line as prescribed; its place in ``Created.line_items`` is its item number, from 1."""
 
@@ -53,7 +54,7 @@ class PrescribedItem:
     issues_authorised: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ItemStatus:
     """The status (vocabulary: line item) that an event gives to one item."""
 
@@ -61,7 +62,7 @@ class ItemStatus:
     status: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Created:
     """A signed prescription was accepted."""
 
@@ -80,7 +81,7 @@ class Created:
     line_items: tuple[PrescribedItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Issued:
     """An issue became available (0001), or will at its download date (0000)."""
 
@@ -90,7 +91,7 @@ class Issued:
     nominated_download_date: date | None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Released:
     """A dispenser downloaded an issue."""
 
@@ -99,7 +100,7 @@ class Released:
     dispensing_organisation: Organisation
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Dispensed:
     """A dispense notification; with ``amends`` it replaces the issue's last one."""
 
@@ -113,7 +114,7 @@ class Dispensed:
     amends: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class DispenseWithdrawn:
     """The last dispense notification of an issue was taken back."""
 
@@ -122,7 +123,7 @@ class DispenseWithdrawn:
     notification_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Returned:
     """A dispenser gave an issue back."""
 
@@ -131,7 +132,7 @@ class Returned:
     keep_nomination: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Cancelled:
     """A cancellation request and its outcome: ``applied``, ``pending`` or ``unsuccessful``."""
 
@@ -147,7 +148,7 @@ class Cancelled:
     cancelling_organisation: Organisation | None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Claimed:
     """A dispenser claimed payment for an issue."""
 
@@ -157,7 +158,7 @@ class Claimed:
     amends: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class NotClaimed:
     """Nobody claimed an issue in time."""
 
@@ -165,7 +166,7 @@ class NotClaimed:
     issue_number: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Expired:
     """An issue and every later one expired."""
 
@@ -173,7 +174,7 @@ class Expired:
     issue_number: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Nominated:
     """The nominated dispenser was replaced, or removed."""
 
@@ -181,7 +182,7 @@ class Nominated:
     nominated_dispenser: Organisation | None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class CorrectedIssue:
     """What a correction says of one issue; ``None`` leaves a field, ``clear_dispenser`` empties the dispenser."""
 
@@ -194,7 +195,7 @@ class CorrectedIssue:
     last_dispense_date: date | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Corrected:
     """An administrator set fields right."""
 
@@ -204,7 +205,7 @@ class Corrected:
     issues: tuple[CorrectedIssue, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Deleted:
     """The prescription left the record."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projector.batch import Accepted, Position
+from projector.batch import Accepted, Quarantined
 from projector.prescription import Kind, Prescription, contradiction, evolve
 from projector.stream import Arrival, Counts, Item, Retry, Skip, fold
 from schemas.events import Cancelled, CorrectedIssue, Created, Deleted, Event, Expired
@@ -42,7 +42,6 @@ from tests.unit.given import (
     nominated,
     not_claimed,
     prescribed_items,
-    record,
     released,
     repeat_dispensing,
     returned,
@@ -129,7 +128,6 @@ def logs(draw: st.DrawFn, *, decisions: bool = False) -> list[Any]:
     stream = StoredStream(always_load_parked=True)
     seen: list[Event] = []
     log: list[Arrival] = []
-    fixed: dict[Position, Item] = {}
     for number in range(draw(st.integers(1, 10))):
         offset = 10 * number
         kind = draw(
@@ -140,11 +138,10 @@ def logs(draw: st.DrawFn, *, decisions: bool = False) -> list[Any]:
             position = draw(st.sampled_from(sorted(stream.set_aside)))
             item: Arrival = Skip(position)
             if draw(st.booleans()):
-                event = _drawn(draw, stream, number, fits=True, sequenced=sequenced)
-                read = Accepted(replace(record(0), position=position), event)
-                item = Retry(
-                    position, fixed.setdefault(position, draw(st.sampled_from([read, stream.decoded[position]])))
-                )
+                item = Retry(position, stream.decoded[position])
+                if isinstance(item.item, Quarantined) and draw(st.booleans()):
+                    event = _drawn(draw, stream, number, fits=True, sequenced=sequenced)
+                    item = Retry(position, Accepted(item.item.record, event))
         elif kind == "copy" and seen:
             item = at(offset, draw(st.sampled_from(seen)))
         elif kind == "broken":
