@@ -420,9 +420,7 @@ class _Folding:
         """
         waiting = self.parked.get(decision.position)
         if waiting is not None and waiting.set_aside.reason is Reason.SEQUENCE_GAP:
-            if waiting.set_aside.sequence is not None:
-                self.expect(waiting.set_aside.sequence)
-            self.release()
+            self.pass_missing_numbers(decision.position)
             return
         record = decision.mark or next((r for r in self.open if r.position == decision.position), None)
         if record is None:
@@ -432,6 +430,19 @@ class _Folding:
         self.saved[record.position] = replace(record, state="skipped")
         if not self.is_deleted:
             self.count_as_seen(record)
+            self.release()
+
+    def pass_missing_numbers(self, position: Position) -> None:
+        """Let the record at ``position`` and all parked before it in sequence fold; only what is missing is passed."""
+        passed = 0
+        while position in self.parked:
+            expected = self.history.next_sequence or 1
+            numbers = [parked.set_aside.sequence for parked in self.parked.values()]
+            lowest = min((number for number in numbers if number is not None and number >= expected), default=0)
+            if lowest <= passed:
+                return
+            passed = lowest
+            self.expect(lowest)
             self.release()
 
     def count_as_seen(self, record: SetAside) -> None:
