@@ -1032,6 +1032,25 @@ def test_a_retried_mark_that_does_not_fold_stays(stream: StoredStream, event: Ev
     assert (stream.prescription, stream.history, stream.set_aside) == before
 
 
+@pytest.mark.parametrize(
+    "event", [nominated(id="lost", sequence=3), claimed(id="lost", sequence=2)], ids=["ahead of its turn", "illegal"]
+)
+def test_a_retried_mark_that_does_not_fold_leaves_nothing_behind_in_its_batch(event: Event):
+    stream = stored(CREATED)
+    folded = stream.fold(retried_mark(misrouted(7), event), at(1, RELEASED), at(2, DISPENSED))
+    assert stream.folded == [0, 1, 2]
+    assert folded.set_aside == {}
+
+
+def test_a_gap_is_not_given_up_for_an_event_that_waits_behind_a_block():
+    stream = stored(CREATED)
+    stream.fold(at(1, nominated(sequence=5)), broken(2, id="broken"), at(3, nominated(id="n-2", sequence=3)))
+    stream.skip(1)
+    assert stream.folded == [0]
+    stream.fold(at(4, nominated(id="broken", sequence=4)))
+    assert stream.folded == [0, 3, 4, 1]
+
+
 def test_a_retried_mark_that_still_stands_in_the_wrong_place_stays():
     mark = misrouted(7)
     stream = stored(created())
