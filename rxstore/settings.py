@@ -189,7 +189,7 @@ SETTINGS = (
     ),
     Setting(
         "RXSTORE_BATCH_RECORDS",
-        "5000",
+        "20000",
         "the most records that a worker projects in one transaction",
         whole_number(1, 100_000),
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ from schemas.fields import (
     traceparent,
     whole,
 )
-from schemas.identifiers import parse_prescription_id
+from schemas.identifiers import PrescriptionId, parse_prescription_id
 from schemas.json_schema import compiled
 
 __all__ = ["EVENT_TYPES", "TYPE_OF", "ContractViolation", "UnknownType", "event_key", "load"]
@@ -130,9 +131,15 @@ def _paths(validator: jsonschema_rs.Draft202012Validator, value: object, *above:
         yield ".".join((*above, *map(str, error.instance_path)))
 
 
+# The events of one prescription come near each other; what they have in common is then taken apart once.
+@lru_cache(maxsize=65_536)
+def _prescription_id(text: str, strict: bool) -> PrescriptionId:
+    return parse_prescription_id(text, strict=strict)
+
+
 def _envelope(attributes: Json, strict_check_character: bool) -> Envelope:
     source, event_id = attributes["source"], attributes["id"]
-    prescription_id = parse_prescription_id(attributes["subject"], strict=strict_check_character)
+    prescription_id = _prescription_id(attributes["subject"], strict_check_character)
     sequence = attributes.get("sequence")
     context = attributes.get("traceparent")
     return Envelope(
