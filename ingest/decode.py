@@ -17,7 +17,7 @@ from schemas.contract import EnvelopeSchema
 from schemas.events import Event
 from schemas.explanation import ReadableAttributes, readable_attributes, readable_nhs_number
 from schemas.identifiers import is_stream_key
-from schemas.incoming import ContractViolation, UnknownType, event_key, load
+from schemas.incoming import ContractViolation, UnknownType, event_key, load, read
 
 MAX_VALUE_BYTES = 262_144
 
@@ -26,6 +26,7 @@ Headers = Iterable[tuple[str, bytes | None]]
 _CONTENT_TYPE = "content-type"
 _ATTRIBUTE_PREFIX = "ce_"
 _STRUCTURED = b"application/cloudevents"
+_USUAL_HEADERS = (("content-type", b"application/cloudevents+json"),)
 _ATTRIBUTES = frozenset(EnvelopeSchema().fields)
 
 _TOO_LARGE = "send a smaller event under the same source and id, or raise the limit in a new generation"
@@ -49,11 +50,28 @@ class Decoder:
 
     def __call__(self, record: Record) -> Accepted | Quarantined:
         """The record's event, or why it has none."""
-        return self._decoded(record, anywhere=False)
+        return self._read_at_once(record) or self._decoded(record, anywhere=False)
 
     def regardless_of_place(self, record: Record) -> Accepted | Quarantined:
         """The same for a misrouted record that an operator retries: its place no longer counts."""
         return self._decoded(record, anywhere=True)
+
+    def _read_at_once(self, record: Record) -> Accepted | None:
+        """The usual record, which keeps the contract in structured mode: what it is not, the other way tells."""
+        value = record.value
+        if record.headers != _USUAL_HEADERS or value is None or len(value) > self.max_value_bytes:
+            return None
+        try:
+            payload = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return None
+        if type(payload) is not dict:
+            return None
+        data = payload.pop("data", None)
+        event = read(payload, data, strict_check_character=self.strict_check_character)
+        if event is None or not self._is_place_of(event.envelope.stream_key, record):
+            return None
+        return Accepted(record, event)
 
     def _decoded(self, record: Record, *, anywhere: bool) -> Accepted | Quarantined:
         content = self._content(record)

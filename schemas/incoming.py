@@ -82,15 +82,20 @@ def event_key(source: str, id: str) -> bytes:
     return blake2b(f"{source}\0{id}".encode(), digest_size=16).digest()
 
 
+def read(attributes: Json, data: object, *, strict_check_character: bool = True) -> Event | None:
+    """The same event as ``load``, or ``None`` where that explains what is wrong."""
+    try:
+        return _read(attributes, data, strict_check_character)
+    except ValueError:
+        return None
+
+
 def load(attributes: Json, data: object, *, strict_check_character: bool = True) -> Event:
     """The event that these CloudEvents attributes and this data are, both as orjson reads them.
 
     Raises ``ContractViolation``, or ``UnknownType`` when nothing but the type is wrong.
     """
-    try:
-        event = _read(attributes, data, strict_check_character)
-    except ValueError:
-        event = None
+    event = read(attributes, data, strict_check_character=strict_check_character)
     if event is None:
         raise _refusal(attributes, data, strict_check_character)
     return event
