@@ -102,7 +102,7 @@ def explain(filled: Store, filling: Filling) -> list[Row]:
         claim = checkpoints.claim(connection, SCHEMA, "explained", 0, owner="benchmark", topic_id=None, first=0)
         connection.cursor_factory = Recording
         Recording.executed.clear()
-        runner = Runner(connection, ReadModel(SCHEMA), decode, RecentStreams(0))
+        runner = Runner(connection, ReadModel(SCHEMA), decode, RecentStreams(0), lambda positions: {})
         counts = runner.project_batch({0: claim}, Batch(items, {0: len(items)}))
         executed = list(Recording.executed)
         connection.cursor_factory = Cursor

@@ -1,8 +1,8 @@
 """How fast a backlog is projected: ``python -m benchmarks.projecting``.
 
 In the same run, on the same topic and servers: polling alone (the floor), polling and decoding (every event checked
-against the contract), and ``rxstore project`` into a new database. Rates are taken between the first batch that is
-seen and the last event; "whole" is the command from start to end, with its processes, the group and the claims.
+against the contract), and ``rxstore project`` into a new database. Its rate is taken from the first claim of a
+partition to the last event; "whole" is the command from start to end, with its processes, the group and its end.
 """
 
 from __future__ import annotations
@@ -166,17 +166,18 @@ def project(
             "broker us": usage.server(on.bootstrap_servers),
         }
     )
-    first: tuple[float, int] | None = None
+    claimed: float | None = None
     done, peak, sampled_at = 0, 0.0, 0.0
     used: dict[str, float] = {}
     last = began
     with fresh.connect() as connection:
-        before = _reached(connection)
+        before, claims = _stands(connection)
         while command.poll() is None:
-            reached = _reached(connection) - before
+            reached, claims_now = _stands(connection)
+            reached -= before
             now = time.monotonic()
-            if first is None and reached:
-                first = (now, reached)
+            if claimed is None and claims_now > claims:
+                claimed = now
                 cpu.begin()
             if done < events <= reached:
                 last, used, batches = now, cpu.used(), _batches(metrics)
@@ -188,18 +189,16 @@ def project(
                 seen(reached, held)
             time.sleep(LOOK_EVERY_SECONDS)
     whole = time.monotonic() - began
-    if command.returncode or first is None or not used:
+    if command.returncode or claimed is None or not used:
         raise SystemExit(f"rxstore project ended with exit code {command.returncode} after {done:,} events")
-    if first[1] >= events:  # too few to see a rate: all were there at the first look
-        first = (began, 0)
-    seconds, measured = last - first[0], events - first[1]
+    seconds = last - claimed
     return {
         "what": "rxstore project",
-        "events_per_second": round(measured / seconds),
+        "events_per_second": round(events / seconds),
         "ratio": None,
-        **usage.per_event(used, measured),
+        **usage.per_event(used, events),
         "whole s": round(whole, 1),
-        "to first s": round(first[0] - began, 1),
+        "to claim s": round(claimed - began, 1),
         "peak MB": round(peak),
         "batches": batches[0],
         "events a batch": round(events / max(batches[0], 1)),
@@ -207,10 +206,12 @@ def project(
     }
 
 
-def _reached(connection: psycopg.Connection[Any]) -> int:
-    """Return how many records of the topic are projected."""
-    row = connection.execute(f"SELECT coalesce(sum(next_offset), 0) FROM {SCHEMA}.checkpoint").fetchone()
-    return int(row[0]) if row else 0
+def _stands(connection: psycopg.Connection[Any]) -> tuple[int, int]:
+    """Return how many records of the topic are projected, and how often partitions were claimed."""
+    row = connection.execute(
+        f"SELECT coalesce(sum(next_offset), 0), coalesce(sum(epoch), 0) FROM {SCHEMA}.checkpoint"
+    ).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def _batches(address: str) -> tuple[int, float]:
