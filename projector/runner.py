@@ -21,6 +21,7 @@ from projector.projection import Arrivals, Projected, by_stream, project
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.stream import Counts, FoldedStream, Retry, SetAside, Skip, Stream, fold, mark, needs_parked
+from schemas.events import Created
 from schemas.incoming import TYPE_OF
 
 # Set for each session of a projector. Lookups are by key and must stay so however large the tables grow and however
@@ -214,4 +215,5 @@ def _fold_failed(item: Accepted | Quarantined, error: Exception) -> Quarantined:
         event_id=envelope.id,
         event_type=TYPE_OF[type(item.event)],
         sequence=envelope.sequence,
+        nhs_number=item.event.nhs_number if isinstance(item.event, Created) else None,
     )

@@ -173,6 +173,20 @@ def test_data_that_the_database_refuses_sets_that_one_event_aside(
     assert [row for row in rows(migrated_database_url)["prescription"] if victim not in row] == others
 
 
+def test_a_created_that_the_database_refuses_is_found_by_its_patient(migrated_database_url):
+    log = generated_log(40)
+    victim = next(iter(sorted(folded(log))))
+    with psycopg.connect(migrated_database_url) as connection:
+        connection.execute(f"ALTER TABLE {SCHEMA}.prescription ADD CONSTRAINT refuse CHECK (stream_key <> '{victim}')")
+    project_all(migrated_database_url, log, seed=1, largest=1000)
+    with psycopg.connect(migrated_database_url) as connection:
+        found = connection.execute(
+            f"SELECT reason, nhs_number IS NOT NULL FROM {SCHEMA}.set_aside WHERE stream_key = %s AND state = 'open'",
+            (victim,),
+        ).fetchall()
+    assert found == [("fold_failed", True)]
+
+
 def test_a_database_error_leaves_the_batch_undone(migrated_database_url, monkeypatch):
     log = generated_log(20)
     with worker(migrated_database_url) as one:
