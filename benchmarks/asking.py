@@ -27,6 +27,7 @@ from rxstore import embedded
 ASID = "200000000946"
 NOW = "2026-02-01T12:00:00Z"
 START_SECONDS = 30.0
+COUNTED_AFTER_SECONDS = 11.0  # PostgreSQL's idle sessions hand their counters in after ten
 INDEXED = "SELECT prescription_id FROM rx_g1.prescription WHERE stream_key = %s"
 
 Ask = Callable[[], None]
@@ -162,8 +163,8 @@ def _statements(store: Store, address: str, known: list[tuple[Any, ...]]) -> dic
 
 
 def _committed(store: Store) -> int:
-    """Return the committed transactions of the API's sessions, once their counters have been handed in."""
-    time.sleep(2)
+    """Return the transactions committed in the database, once every idle session has handed its counters in."""
+    time.sleep(COUNTED_AFTER_SECONDS)
     with psycopg.connect(store.database_url, autocommit=True) as connection:
         row = connection.execute(
             "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
