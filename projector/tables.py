@@ -216,6 +216,7 @@ set_aside = Table(
     Column("record_key", LargeBinary),
     Column("record_value", LargeBinary),
     Column("record_headers", LargeBinary),
+    Index("set_aside_stream_key_ix", "stream_key"),
     Index("set_aside_open_ix", "stream_key", "stands_at", postgresql_where=text("state = 'open'")),
     Index("set_aside_parked_ix", "stream_key", "reason", postgresql_where=text("state = 'parked'")),
     Index(

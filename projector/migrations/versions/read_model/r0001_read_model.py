@@ -162,6 +162,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("nhs_number IS NOT NULL AND state IN ('open', 'parked')"),
     )
+    op.create_index("set_aside_stream_key_ix", "set_aside", ["stream_key"])
     op.create_index(
         "set_aside_open_ix",
         "set_aside",
