@@ -29,30 +29,48 @@ from projector.recent import RecentStreams
 from projector.runner import Batch, Runner, connect
 
 EXPLAINED_EVENTS = 2_000
+SHOWN = ("events_per_second", "ratio", "worker us", "postgres us", "broker us", "batches", "peak MB")
 READS_AND_CHANGES = ("SELECT", "UPDATE", "DELETE")
 
 
 @click.command()
 @click.option("--stored", multiple=True, type=int, default=(10_000, 1_000_000), show_default=True)
-@click.option("--events", default=50_000, show_default=True, help="How many further events to project.")
-@click.option("--workers", default=2, show_default=True)
-@click.option("--repeat", default=1, show_default=True, help="So many times further events, one after the other.")
+@click.option("--events", default=18_000, show_default=True, help="How many further events to project.")
+@click.option("--workers", default=1, show_default=True, help="One, so that no rebalance blurs it.")
+@click.option("--repeat", default=1, show_default=True, help="Again, where enough are stored that were not drawn yet.")
+@click.option(
+    "--shared-buffers",
+    default=ground.POSTGRES_SETTINGS["shared_buffers"],
+    show_default=True,
+    help="PostgreSQL's own memory: a store that is larger reads pages.",
+)
+@click.option("--batch-records", default="5000", show_default=True, help="RXSTORE_BATCH_RECORDS: several batches.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def main(stored: tuple[int, ...], events: int, workers: int, repeat: int, as_json: bool) -> None:
+def main(
+    stored: tuple[int, ...],
+    events: int,
+    workers: int,
+    repeat: int,
+    shared_buffers: str,
+    batch_records: str,
+    as_json: bool,
+) -> None:
     """Measure whether projecting costs more the more prescriptions are stored."""
     rows: list[Row] = []
     plans: list[Row] = []
-    with ground.ground() as on:
+    with ground.ground(postgres={**ground.POSTGRES_SETTINGS, "shared_buffers": shared_buffers}) as on:
         surroundings = report.surroundings(on.database_url)
         for size in sorted(stored):
-            with ground.store(on) as filled:
+            with ground.store(on, RXSTORE_BATCH_RECORDS=batch_records) as filled:
                 filling = Filling(filled, size)
                 filling.fill()
-                for run in range(repeat):
+                for run in range(min(repeat, size // (events // 2))):
                     further = list(_further(filling, events, seed=100 + run))
                     ground.timed("published", partial(filled.publish, further))
+                    before = _disk(filled)
                     row = project(on, filled, workers, events)
-                    rows.append({"stored": f"{size:,}", **{name: row[name] for name in row if name != "what"}})
+                    touched = {name: round((now - before[name]) / events, 2) for name, now in _disk(filled).items()}
+                    rows.append({"stored": f"{size:,}", **{name: row[name] for name in SHOWN}, **touched})
                 if size == max(stored):
                     plans = explain(filled, filling)
     for row in rows:
@@ -68,6 +86,19 @@ def main(stored: tuple[int, ...], events: int, workers: int, repeat: int, as_jso
     whole = [plan for plan in plans if "Seq Scan on" in plan["scans"] and "changed_" not in plan["scans"]]
     if whole:
         raise SystemExit("a statement reads a whole table: see the plans")
+
+
+def _disk(filled: Store) -> dict[str, float]:
+    """Return how many pages PostgreSQL has looked at and how many it had to read for that, and what it has logged."""
+    with filled.connect() as connection:
+        connection.execute("SELECT pg_stat_clear_snapshot()")
+        row = connection.execute(
+            "SELECT blks_hit + blks_read, blks_read, wal_bytes / 1000 FROM pg_stat_wal, pg_stat_database "
+            "WHERE datname = current_database()"
+        ).fetchone()
+    if row is None:
+        raise AssertionError("a database has its statistics")
+    return {"pages touched": float(row[0]), "pages read": float(row[1]), "log kB": float(row[2])}
 
 
 def _further(filling: Filling, events: int, *, seed: int) -> Iterator[bytes]:
