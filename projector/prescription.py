@@ -707,6 +707,11 @@ def _corrected_items(state: Prescription, issue: Issue, corrections: tuple[ItemS
 
 # what they share ------------------------------------------------------------------------------------------------------
 
+# Nearly every event copies an issue and its prescription with a few changes: by place that takes half as long as by
+# ``_replace``.
+ISSUE_FIELD = {name: place for place, name in enumerate(Issue._fields)}
+PRESCRIPTION_FIELD = {name: place for place, name in enumerate(Prescription._fields)}
+
 
 def status_contradicts(state: Prescription, issue_number: int, allowed: Iterable[str]) -> FieldError | None:
     """Refuse an unknown issue, and one whose status is not among ``allowed``."""
@@ -719,12 +724,14 @@ def status_contradicts(state: Prescription, issue_number: int, allowed: Iterable
 
 
 def _after(state: Prescription, event: Event, revised: list[Issue], **changes: Any) -> Prescription:  # noqa: ANN401 - mypy checks each against the fields
-    return state._replace(
-        version=state.version + 1,
-        last_event_at=event.envelope.time,
-        issues=_replaced(state.issues, revised),
-        **changes,
-    )
+    fields = list(state)
+    for name, after in changes.items():
+        fields[PRESCRIPTION_FIELD[name]] = after
+    fields[PRESCRIPTION_FIELD["version"]] += 1
+    fields[PRESCRIPTION_FIELD["last_event_at"]] = event.envelope.time
+    if revised:
+        fields[PRESCRIPTION_FIELD["issues"]] = _replaced(state.issues, revised)
+    return Prescription._make(fields)
 
 
 def _replaced(issues: tuple[Issue, ...], revised: list[Issue]) -> tuple[Issue, ...]:
@@ -738,10 +745,13 @@ def _replaced(issues: tuple[Issue, ...], revised: list[Issue]) -> tuple[Issue, .
 
 def _revised(issue: Issue, version: int, **changes: Any) -> Issue:  # noqa: ANN401 - as above
     """Return the issue with ``changes`` under the new version, or as it was when nothing changes."""
+    fields = list(issue)
     for name, after in changes.items():
-        if getattr(issue, name) != after:
-            return issue._replace(version=version, **changes)
-    return issue
+        fields[ISSUE_FIELD[name]] = after
+    if tuple(fields) == issue:
+        return issue
+    fields[ISSUE_FIELD["version"]] = version
+    return Issue._make(fields)
 
 
 def _substituted(item_statuses: tuple[str, ...], before: str, after: str) -> tuple[str, ...]:

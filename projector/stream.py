@@ -314,7 +314,8 @@ class _Folding:
         if not created and not _may_precede_created(event, placeholder=self.prescription is not None):
             return self.park(item, stands_at, Reason.NOT_CREATED)
         sequence = event.envelope.sequence
-        if self.expects_sequence(event):
+        has_sequences = self.expects_sequence(event)
+        if has_sequences:
             expected = self.history.next_sequence or 1
             if sequence is None:
                 return self.refuse(
@@ -332,7 +333,7 @@ class _Folding:
                 )
             if sequence > expected:
                 return self.park(item, stands_at, Reason.SEQUENCE_GAP)
-        return self.evolve(item, stands_at)
+        return self.evolve(item, stands_at, has_sequences)
 
     def expects_sequence(self, event: Event) -> bool:
         """The first event that folds decides whether the stream has sequences."""
@@ -340,7 +341,7 @@ class _Folding:
             return self.history.next_sequence is not None
         return event.envelope.sequence is not None
 
-    def evolve(self, item: Accepted, stands_at: int) -> Outcome:
+    def evolve(self, item: Accepted, stands_at: int, has_sequences: bool) -> Outcome:
         event = item.event
         try:
             refused = contradiction(self.prescription, event) if self.prescription is not None else None
@@ -350,11 +351,8 @@ class _Folding:
             return self.refuse(item, stands_at, Reason.FOLD_FAILED, FieldError("", message))
         if refused is not None:
             return self.refuse(item, stands_at, Reason.ILLEGAL_TRANSITION, refused)
-        has_sequences = self.expects_sequence(event)
         self.prescription = after
-        self.history = _remembering(self.history, item)
-        if has_sequences and event.envelope.sequence is not None:
-            self.expect(event.envelope.sequence + 1)
+        self.history = _remembering(self.history, item, has_sequences)
         self.counts.folded += 1
         if isinstance(event, Deleted):
             self.forget()
@@ -460,12 +458,8 @@ class _Folding:
 
     def expect(self, number: int) -> None:
         """Expect ``number`` next, or the first one after it that did not pass already."""
-        passed = self.history.passed
-        while number in passed:
-            number += 1
-        self.history = self.history._replace(
-            next_sequence=number, passed=tuple(other for other in passed if other > number)
-        )
+        number, passed = _expecting(number, self.history.passed)
+        self.history = self.history._replace(next_sequence=number, passed=passed)
 
     # what waits -------------------------------------------------------------------------------------------------------
 
@@ -556,10 +550,21 @@ def _may_precede_created(event: Event, *, placeholder: bool) -> bool:
     return isinstance(event, Created) or (placeholder and isinstance(event, Expired | Deleted))
 
 
-def _remembering(history: History, item: Accepted) -> History:
-    position = item.record.position
+def _remembering(history: History, item: Accepted, has_sequences: bool) -> History:
+    """Return the history with one more event; on a stream with sequences its number has passed."""
+    keys, positions, next_sequence, passed = history
+    envelope, position = item.event.envelope, item.record.position
+    if has_sequences and envelope.sequence is not None:
+        next_sequence, passed = _expecting(envelope.sequence + 1, passed)
     place = position.partition.to_bytes(4, "big") + position.offset.to_bytes(8, "big")
-    return history._replace(keys=history.keys + item.event.envelope.key, positions=history.positions + place)
+    return History(keys + envelope.key, positions + place, next_sequence, passed)
+
+
+def _expecting(number: int, passed: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Return the first number from ``number`` on that did not pass already, and the passed ones above it."""
+    while number in passed:
+        number += 1
+    return number, tuple(other for other in passed if other > number) if passed else passed
 
 
 def _set_aside(

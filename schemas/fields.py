@@ -66,8 +66,11 @@ JSON_CONTENT_PATTERN = f"^{_in_any_case('application/json')}(?:[ \\t]*;[ \\t]*{_
 def instant(text: str) -> datetime:
     """The moment in UTC; digits beyond the microsecond are cut off."""
     # Python knows no "z"; the rest of the form has no letter whose case matters.
+    moment = datetime.fromisoformat(text.upper())
+    if moment.tzinfo is UTC:
+        return moment
     try:
-        return datetime.fromisoformat(text.upper()).astimezone(UTC)
+        return moment.astimezone(UTC)
     except OverflowError:
         raise ValueError("is outside the years 1 to 9999 in UTC") from None
 
