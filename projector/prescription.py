@@ -724,7 +724,7 @@ def status_contradicts(state: Prescription, issue_number: int, allowed: Iterable
 
 
 def _after(state: Prescription, event: Event, revised: list[Issue], **changes: Any) -> Prescription:  # noqa: ANN401 - mypy checks each against the fields
-    fields = list(state)
+    fields: list[Any] = list(state)
     for name, after in changes.items():
         fields[PRESCRIPTION_FIELD[name]] = after
     fields[PRESCRIPTION_FIELD["version"]] += 1
@@ -745,7 +745,7 @@ def _replaced(issues: tuple[Issue, ...], revised: list[Issue]) -> tuple[Issue, .
 
 def _revised(issue: Issue, version: int, **changes: Any) -> Issue:  # noqa: ANN401 - as above
     """Return the issue with ``changes`` under the new version, or as it was when nothing changes."""
-    fields = list(issue)
+    fields: list[Any] = list(issue)
     for name, after in changes.items():
         fields[ISSUE_FIELD[name]] = after
     if tuple(fields) == issue:
