@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
 import psycopg
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
-from ingest import metrics
+from ingest import log_identity, metrics
 from ingest.assignment import Assignment
 from ingest.lookup import Lookup, record_of
 from ingest.readability import Readability
@@ -99,17 +100,27 @@ class Worker:
 
     def _poll(self, consumer: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
         try:
-            polled: dict[TopicPartition, list[Any]] = consumer.poll(
-                timeout_ms=POLL_TIMEOUT_MS, max_records=self.batch_records
-            )
-        except OffsetOutOfRangeError as error:
-            raise TopicMismatch(
-                f"{self.topic} no longer has the events that come next: retention took them away, or the log was "
-                "truncated. Restore them or build anew"
-            ) from error
+            return self._ask(consumer, POLL_TIMEOUT_MS, self.batch_records)
         except KafkaError as error:
             self._wait(consumer, error)
             return {}
+
+    def _ask(
+        self, consumer: KafkaConsumer, timeout_ms: int, max_records: int
+    ) -> Mapping[TopicPartition, Sequence[Any]]:
+        """Poll; TopicMismatch when the log that we know is gone, which no waiting brings back."""
+        try:
+            polled: dict[TopicPartition, list[Any]] = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
+        except OffsetOutOfRangeError as error:
+            raise TopicMismatch(
+                f"{self.topic} no longer has the events that come next: retention took them away, or the log was "
+                "truncated. 'rxstore diagnose' says which, and what helps"
+            ) from error
+        except LogTruncationError as error:
+            raise TopicMismatch(
+                f"{self.topic} lost records that were folded from it, and has grown again since: a broker without "
+                "them was made leader. 'rxstore diagnose' says what helps"
+            ) from error
         return polled
 
     # partitions -------------------------------------------------------------------------------------------------------
@@ -129,7 +140,7 @@ class Worker:
                 self._wait(consumer, error)
                 return
             self._claims[partition.partition] = claim
-            consumer.seek(partition, claim.next_offset)
+            log_identity.seek(consumer, partition, claim.next_offset, claim.leader_epoch)
             consumer.resume(partition)
             log.info(
                 "claimed %s[%d] at offset %d, epoch %d",
@@ -142,19 +153,27 @@ class Worker:
         if came:
             self._backoff.reset()
 
-    def _check_partitions(self, consumer: KafkaConsumer) -> None:
+    def _check_topic(self, consumer: KafkaConsumer) -> None:
+        """TopicMismatch when the topic is another one, or another shape, than the generation was built from."""
         found = len(consumer.partitions_for_topic(self.topic))
+        if found == 0:
+            raise UnknownTopicOrPartitionError(self.topic)
         if found != self.partitions:
             raise TopicMismatch(
                 f"topic {self.topic} has {found} partitions, {self.read_model.schema} was built from "
-                f"{self.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events "
-                "and build anew"
+                f"{self.partitions}: keys now belong elsewhere. 'rxstore diagnose' says what helps"
+            )
+        topic_id = log_identity.topic_id(consumer, self.topic)
+        if topic_id != self.topic_id and None not in (topic_id, self.topic_id):
+            raise TopicMismatch(
+                f"topic {self.topic} was deleted and made again under this worker: {self.read_model.schema} was built "
+                "from another one. 'rxstore diagnose' says what helps"
             )
 
     def _claim(self, consumer: KafkaConsumer, partition: TopicPartition) -> Claim:
         first = consumer.beginning_offsets([partition])[partition]
         end = consumer.end_offsets([partition])[partition]
-        self._check_partitions(consumer)
+        self._check_topic(consumer)
         session = self._connection()
         claim = checkpoints.claim(
             session,
@@ -178,7 +197,7 @@ class Worker:
         if claim.next_offset < first:
             raise TopicMismatch(
                 f"{self.topic}[{partition.partition}] begins at offset {first}, but {claim.next_offset} is the next to "
-                "be read: retention took events away that were never folded. Restore them or build anew"
+                "be read: retention took events away that were never folded. 'rxstore diagnose' says what helps"
             )
         if claim.next_offset > end:
             raise TopicMismatch(
@@ -196,10 +215,13 @@ class Worker:
         """
         items: list[Accepted | Quarantined] = []
         next_offsets: dict[int, int] = {}
+        leader_epochs: dict[int, int] = {}
         for partition, records in polled.items():
             if partition.partition in self._claims and records:
                 items.extend(self.decode(record_of(record)) for record in records)
                 next_offsets[partition.partition] = records[-1].offset + 1
+                if records[-1].leader_epoch >= 0:
+                    leader_epochs[partition.partition] = records[-1].leader_epoch
         assigned = consumer.assignment()
         for number, claim in self._claims.items():
             partition = TopicPartition(self.topic, number)
@@ -207,9 +229,10 @@ class Worker:
                 reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS)
                 if reached is not None and reached > next_offsets.get(number, claim.next_offset):
                     next_offsets[number] = reached
+                    leader_epochs.pop(number, None)  # a marker may be a later leader's than the last record
         if not self.keep_going:
             self._readability.look(items)
-        return Batch(items, next_offsets)
+        return Batch(items, next_offsets, leader_epochs)
 
     def _project(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
         """Project the batch, again and again until it is in the database or no longer this worker's."""
@@ -248,6 +271,7 @@ class Worker:
         return Batch(
             [item for item in batch.items if item.record.position.partition in held],
             {number: offset for number, offset in batch.next_offsets.items() if number in held},
+            batch.leader_epochs,
         )
 
     def _projected(self, consumer: KafkaConsumer, batch: Batch, counts: Counts) -> None:
@@ -304,11 +328,12 @@ class Worker:
         The database's clock is read before the ends are asked for: what was published before that moment is folded.
         """
         if not self._claims:
+            self._look_for_topic(consumer)
             return
         try:
             if time.monotonic() - self._ends_asked_at >= ENDS_EVERY_SECONDS:
                 self._ends_asked_at = time.monotonic()
-                self._check_partitions(consumer)
+                self._check_topic(consumer)
                 self._apply_decisions(consumer)
                 row = self._connection().execute("SELECT clock_timestamp()").fetchone()
                 ends = consumer.end_offsets(
@@ -328,8 +353,18 @@ class Worker:
                 del waiting[number]
         except (psycopg.Error, KafkaError) as error:
             log.warning(
-                "could not look how fresh the views are: %s", type(error).__name__, extra={"action": "freshness"}
+                "could not look how fresh the views are: %s", _without_data(error), extra={"action": "freshness"}
             )
+
+    def _look_for_topic(self, consumer: KafkaConsumer) -> None:
+        """Say so when there is nothing to do because the topic is not there; it may come back."""
+        if time.monotonic() - self._ends_asked_at < ENDS_EVERY_SECONDS:
+            return
+        self._ends_asked_at = time.monotonic()
+        try:
+            self._check_topic(consumer)
+        except KafkaError as error:
+            self._wait(consumer, error)
 
     # the world --------------------------------------------------------------------------------------------------------
 
@@ -357,20 +392,43 @@ class Worker:
         metrics.RETRIES.labels(type(error).__name__).inc()
         pause = self._backoff.next_pause()
         log.warning("waiting %.1f s and trying again: %s", pause, _without_data(error), extra={"action": "retry"})
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._runner is not None:
+            # This server is no primary (any more): a new session may find the one that is.
+            self._runner.connection.close()
         held = consumer.assignment()
         consumer.pause(*held)
         until = time.monotonic() + pause
         while time.monotonic() < until and not self.stopping.wait(min(HOLD_SLICE_SECONDS, until - time.monotonic())):
-            consumer.poll(timeout_ms=0, max_records=1)
+            with suppress(KafkaError):
+                self._ask(consumer, 0, 1)
         still = consumer.assignment()
         claimed = [TopicPartition(self.topic, number) for number in self._claims]
         consumer.resume(*[partition for partition in claimed if partition in still])
 
 
+# What an operator can do something about, in words; by SQLSTATE, or by its class.
+IN_WORDS = {
+    "25006": "the database is read only: a standby, or in recovery",
+    "25P03": "the database ended a session that stood still inside a transaction",
+    "40": "the database undid the transaction because of others",
+    "53": "the database is short of disk, memory or connections",
+    "55P03": "another session holds a lock",
+    "57014": "the database cancelled the statement",
+    "57": "the database is shutting down or starting",
+}
+
+
 def _without_data(error: Exception) -> str:
-    """Name an error without what a driver may quote from a row."""
+    """Say what is wrong without what a driver may quote from a row."""
+    name = type(error).__name__
+    if isinstance(error, UnknownTopicOrPartitionError):
+        return f"the topic is not there ({name})"
+    if isinstance(error, KafkaError):
+        return f"the brokers do not answer or refuse ({name})"
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
-        return f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
+        state = error.sqlstate
+        said = IN_WORDS.get(state) or IN_WORDS.get(state[:2]) or "the database refuses"
+        return f"{said} ({name}, SQLSTATE {state})"
     if isinstance(error, psycopg.OperationalError):
-        return f"the database cannot be reached ({type(error).__name__})"
-    return type(error).__name__
+        return f"the database cannot be reached ({name})"
+    return name

@@ -26,12 +26,16 @@ class TopicMismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A partition that this worker owns: where it stands and under which epoch."""
+    """A partition that this worker owns: where it stands and under which epoch.
+
+    ``leader_epoch`` is Kafka's own: that of the leader which wrote the record before ``next_offset``, when known.
+    """
 
     topic: str
     partition: int
     next_offset: int
     epoch: int
+    leader_epoch: int | None = None
 
     def moved_to(self, next_offset: int) -> Claim:
         """Return the claim after a batch."""
@@ -57,28 +61,41 @@ def claim(
         "VALUES (%s, %s, %s, 1, %s, %s) "
         "ON CONFLICT (topic, partition_number) DO UPDATE SET epoch = c.epoch + 1, owner = excluded.owner, "
         "topic_id = coalesce(c.topic_id, excluded.topic_id) "
-        "RETURNING next_offset, epoch, topic_id",
+        "RETURNING next_offset, epoch, topic_id, leader_epoch",
         (topic, partition, first, owner, topic_id),
     ).fetchone()
     if row is None:
         raise FencingLost(f"the checkpoint of {topic}[{partition}] could not be claimed")
-    next_offset, epoch, known_id = row
+    next_offset, epoch, known_id, leader_epoch = row
     if topic_id is not None and known_id != topic_id:
         raise TopicMismatch(
             f"topic {topic} has another id than the one that {schema} was built from: it was deleted and made again. "
-            "Build a new generation from it, or point RXSTORE_TOPIC at the right topic"
+            "'rxstore diagnose' says what helps"
         )
-    return Claim(topic, partition, next_offset, epoch)
+    return Claim(topic, partition, next_offset, epoch, leader_epoch)
 
 
-def move(cursor: Cursor[Any], schema: str, claims: Mapping[int, Claim], next_offsets: Mapping[int, int]) -> None:
+def move(
+    cursor: Cursor[Any],
+    schema: str,
+    claims: Mapping[int, Claim],
+    next_offsets: Mapping[int, int],
+    leader_epochs: Mapping[int, int],
+) -> None:
     """Move the checkpoints of a batch, in the order of their partitions; FencingLost when any is not as believed."""
     for partition in sorted(next_offsets):
         held = claims[partition]
         cursor.execute(
-            f"UPDATE {schema}.checkpoint SET next_offset = %s, moved_at = now() "
+            f"UPDATE {schema}.checkpoint SET next_offset = %s, leader_epoch = %s, moved_at = now() "
             "WHERE topic = %s AND partition_number = %s AND next_offset = %s AND epoch = %s",
-            (next_offsets[partition], held.topic, partition, held.next_offset, held.epoch),
+            (
+                next_offsets[partition],
+                leader_epochs.get(partition),
+                held.topic,
+                partition,
+                held.next_offset,
+                held.epoch,
+            ),
             prepare=True,
         )
         if cursor.rowcount != 1:

@@ -7,7 +7,7 @@ lost together or not at all, and what is lost is read from the topic again (docs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -46,10 +46,14 @@ DATA_REFUSED = (psycopg.errors.DataError, psycopg.errors.IntegrityError)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one poll brings: items in log order per partition, and where each partition stands after it."""
+    """What one poll brings: items in log order per partition, and where each partition stands after it.
+
+    ``leader_epochs`` has Kafka's leader epoch of a partition's last record where that ends the batch.
+    """
 
     items: Sequence[Accepted | Quarantined]
     next_offsets: Mapping[int, int]
+    leader_epochs: Mapping[int, int] = field(default_factory=dict)
 
     def cut(self, offsets: Mapping[int, int], claims: Mapping[int, Claim]) -> tuple[Batch, Batch]:
         """Cut at some partitions' offsets: all that stands before them, and the rest of those partitions."""
@@ -61,8 +65,12 @@ class Batch:
             (after if is_after else before).append(item)
         ends = {number: min(end, offsets.get(number, end)) for number, end in self.next_offsets.items()}
         return (
-            Batch(before, {number: end for number, end in ends.items() if end > claims[number].next_offset}),
-            Batch(after, {number: self.next_offsets[number] for number in offsets}),
+            Batch(
+                before,
+                {number: end for number, end in ends.items() if end > claims[number].next_offset},
+                {number: epoch for number, epoch in self.leader_epochs.items() if number not in offsets},
+            ),
+            Batch(after, {number: self.next_offsets[number] for number in offsets}, self.leader_epochs),
         )
 
 
@@ -102,7 +110,7 @@ class Runner:
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 schema = self.read_model.schema
-                checkpoints.move(cursor, schema, claims, batch.next_offsets)
+                checkpoints.move(cursor, schema, claims, batch.next_offsets, batch.leader_epochs)
                 topic = next(iter(claims.values())).topic
                 decisions.check_none_is_passed(cursor, schema, topic, batch.next_offsets)
                 self._project(arrivals.by_stream, counts, folded)
@@ -119,7 +127,7 @@ class Runner:
         held = claims[decision.stream_partition]
         self.recent.forget()
         with self.connection.transaction(), self.connection.cursor() as cursor:
-            checkpoints.move(cursor, self.read_model.schema, claims, {held.partition: held.next_offset})
+            checkpoints.move(cursor, self.read_model.schema, claims, {held.partition: held.next_offset}, {})
             folded = self.decided(decision)
             self.read_model.save(self.connection, [folded])
             decisions.applied(cursor, self.read_model.schema, decision)
