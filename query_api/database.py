@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, make_url
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from query_api import queries
@@ -24,12 +25,15 @@ def read_only_engine(url: str, *, role: str | None = None, pool_size: int = 8) -
     With ``role`` it can do no more than that role, whoever logs in. Parameters are hidden from errors: they name
     patients.
     """
-    parsed = make_url(url).set(drivername="postgresql+psycopg")
-    given = parsed.query.get("options", "")
+    # libpq's own reading of the URL: SQLAlchemy's knows no list of hosts with ports.
+    parsed = conninfo_to_dict(url.replace("postgresql+psycopg://", "postgresql://", 1))
+    if parsed.get("target_session_attrs") == "read-write":
+        parsed["target_session_attrs"] = "primary"  # our own session is read only, on whatever server
+    given = parsed.get("options", "")
     as_role = "" if role is None else f" -c role={role}"
     ours = f"-c default_transaction_read_only=on -c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC{as_role}"
     return create_engine(
-        parsed,
+        "postgresql+psycopg://",
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         pool_size=pool_size,
@@ -37,6 +41,7 @@ def read_only_engine(url: str, *, role: str | None = None, pool_size: int = 8) -
         pool_timeout=POOL_TIMEOUT_SECONDS,
         pool_reset_on_return=None,
         connect_args={
+            **parsed,
             "options": f"{given} {ours}".lstrip(),
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": "rxstore-api",

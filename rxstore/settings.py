@@ -282,10 +282,6 @@ class Settings:
         """The database's URL for psycopg; WrongUse when there is none."""
         return self.database_url or _missing("RXSTORE_DATABASE_URL")
 
-    def engine_url(self) -> str:
-        """The same for SQLAlchemy, with its driver named."""
-        return self.database().replace("postgresql://", "postgresql+psycopg://", 1)
-
     def kafka(self) -> dict[str, Any]:
         """What every client of the brokers is made with; WrongUse when it is not known where they are."""
         options = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine
 
 from projector import generations
@@ -17,6 +18,7 @@ from rxstore import broker
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.settings import Settings
 
+DRIVER = "postgresql+psycopg://"
 ENDS_TIMEOUT_MS = 10_000
 
 
@@ -24,9 +26,14 @@ ENDS_TIMEOUT_MS = 10_000
 def engine(settings: Settings) -> Iterator[Engine]:
     """An engine for a command's own short questions; not for projecting or serving."""
     made = create_engine(
-        settings.engine_url(),
+        DRIVER,
         hide_parameters=True,
-        connect_args={"connect_timeout": 5, "application_name": "rxstore", "options": "-c timezone=UTC"},
+        connect_args={
+            **conninfo_to_dict(settings.database()),  # not as SQLAlchemy's URL, which knows no list of hosts with ports
+            "connect_timeout": 5,
+            "application_name": "rxstore",
+            "options": "-c timezone=UTC",
+        },
     )
     try:
         yield made

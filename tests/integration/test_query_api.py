@@ -172,7 +172,7 @@ def writer_of(url: str) -> Engine:
 
 def reader_url(url: str) -> str:
     """The same database as the role that may read the views and nothing else."""
-    return make_url(url).update_query_dict({"options": "-c role=rxstore_reader"}).render_as_string(hide_password=False)
+    return make_url(url).update_query_dict({"options": "-crole=rxstore_reader"}).render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="module")
@@ -848,7 +848,7 @@ def test_a_database_that_is_not_migrated_is_not_ready(database_url):
 def test_a_role_that_may_not_read_is_not_ready(url, writer):
     with writer.begin() as connection:
         connection.execute(text("CREATE ROLE rxstore_test_stranger"))
-    stranger = make_url(url).update_query_dict({"options": "-c role=rxstore_test_stranger"})
+    stranger = make_url(url).update_query_dict({"options": "-crole=rxstore_test_stranger"})
     engine = read_only_engine(stranger.render_as_string(hide_password=False))
     result = Api(engine).client.simulate_get("/health/ready")
     engine.dispose()

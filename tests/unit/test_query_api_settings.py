@@ -70,12 +70,11 @@ def test_a_fixed_clock_stands_still():
     assert clock() == clock() == datetime(2025, 3, 1, 11, tzinfo=UTC)
 
 
-def test_the_engine_hides_parameters_and_takes_options_of_the_url():
-    engine = read_only_engine(f"{URL}?options=-csearch_path%3Drx")
+def test_the_engine_hides_parameters_and_takes_a_list_of_hosts_with_ports():
+    engine = read_only_engine("postgresql://u:p@h1:5432,h2:5433/db?target_session_attrs=read-write")
 
     assert engine.hide_parameters
     assert engine.url.drivername == "postgresql+psycopg"
-    assert engine.url.query["options"] == "-csearch_path=rx"
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1:8443", "127.8.9.10:1", "localhost:8443", "[::1]:8443"])

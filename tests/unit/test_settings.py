@@ -114,7 +114,6 @@ def test_a_missing_setting_is_named_when_it_is_needed():
 def test_every_usual_scheme_of_a_database_url_is_understood(scheme):
     settings = loaded(DATABASE_URL=f"{scheme}://u:p@h/db?sslmode=require")
     assert settings.database() == "postgresql://u:p@h/db?sslmode=require"
-    assert settings.engine_url() == "postgresql+psycopg://u:p@h/db?sslmode=require"
 
 
 def test_an_address_may_be_ipv6():
