@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "How far the projector is, and whether anything needs attention.",
     "quarantine": "What was set aside, and why; retry, skip and undo.",
     "rebuild": "Make rows anew from the topic.",
+    "archive": "The topic in files, for a rebuild that retention cannot hinder.",
     "settings": "Every setting with its value, default and meaning.",
     "contract": "Print the published contracts: JSON Schema, AsyncAPI, OpenAPI.",
 }
