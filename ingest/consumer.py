@@ -317,7 +317,7 @@ class Worker:
                         decision.position,
                         extra={"action": "decision"},
                     )
-        except psycopg.Error as error:
+        except (psycopg.Error, KafkaError) as error:
             self._wait(consumer, error)
 
     # freshness --------------------------------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ class Worker:
     def _live(self) -> Runner:
         if self._runner is None or self._runner.connection.closed:
             recent = RecentStreams(self.remembered_streams)
-            self._runner = Runner(self.connect(), self.read_model, self.decode, recent, self.lookup)
+            self._runner = Runner(self.connect(), self.read_model, self.decode, recent, self.lookup, self.keep_going)
         return self._runner
 
     def _connection(self) -> psycopg.Connection[Any]:

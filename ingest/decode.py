@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from projector.batch import Accepted, FieldError, Quarantined, Reason, Record
+from projector.defects import defect
 from schemas.contract import EnvelopeSchema
 from schemas.events import Event
 from schemas.explanation import ReadableAttributes, readable_attributes, readable_nhs_number
@@ -50,11 +51,17 @@ class Decoder:
 
     def __call__(self, record: Record) -> Accepted | Quarantined:
         """The record's event, or why it has none."""
-        return self._read_at_once(record) or self._decoded(record, anywhere=False)
+        try:
+            return self._read_at_once(record) or self._decoded(record, anywhere=False)
+        except Exception as error:  # a bug of ours on this one record must not stop every other prescription
+            return self._failed(record, error, anywhere=False)
 
     def regardless_of_place(self, record: Record) -> Accepted | Quarantined:
         """The same for a misrouted record that an operator retries: its place no longer counts."""
-        return self._decoded(record, anywhere=True)
+        try:
+            return self._decoded(record, anywhere=True)
+        except Exception as error:
+            return self._failed(record, error, anywhere=True)
 
     def _read_at_once(self, record: Record) -> Accepted | None:
         """The usual record, which keeps the contract in structured mode: what it is not, the other way tells."""
@@ -82,6 +89,14 @@ class Decoder:
         if anywhere or self._is_place_of(stream_key, record):
             return Accepted(record, outcome)
         return _described(record, content, self._readable(content), self._misrouted(stream_key, record), stream_key)
+
+    def _failed(self, record: Record, error: Exception, *, anywhere: bool) -> Quarantined:
+        """What reading a record raised on, with as much of it as can be read without raising again."""
+        refusal = _Refusal(Reason.FOLD_FAILED, (defect(error, "reading it"),))
+        try:
+            return self._quarantined(record, self._content(record), refusal, anywhere)
+        except Exception:
+            return Quarantined(record, *refusal, stream_key=self._stream_of_key(record))
 
     def _content(self, record: Record) -> _Content:
         structured = _is_structured(record.headers)

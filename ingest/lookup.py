@@ -8,11 +8,16 @@ from itertools import groupby
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 
 from projector.batch import Position, Record
 
 POLL_TIMEOUT_MS = 500
 PATIENCE_SECONDS = 10.0
+
+# A publisher may write any 64 bits as a record's timestamp: those of the years 1 to 9999, in milliseconds from 1970.
+FIRST_TIMESTAMP = -62_135_596_800_000
+LAST_TIMESTAMP = 253_402_300_799_999
 
 Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
 
@@ -21,7 +26,7 @@ def record_of(polled: Any) -> Record:  # noqa: ANN401 - kafka-python's ConsumerR
     """Return what Kafka's client hands us as a record of ours."""
     return Record(
         Position(polled.topic, polled.partition, polled.offset),
-        polled.timestamp,
+        min(max(polled.timestamp, FIRST_TIMESTAMP), LAST_TIMESTAMP),
         polled.key,
         polled.value,
         tuple(polled.headers),
@@ -53,16 +58,23 @@ def lookup(make_consumer: Callable[[], KafkaConsumer]) -> Lookup:
 def _read_partition(
     consumer: KafkaConsumer, partition: TopicPartition, offsets: list[int], found: dict[Position, Record]
 ) -> None:
-    """Read on from one wanted offset to the next where they stand near each other, seek where they do not."""
+    """Read on from one wanted offset to the next where they stand near each other, seek where they do not.
+
+    Raises KafkaTimeoutError when the broker does not answer: that a record is not in the log must be known.
+    """
     consumer.assign([partition])
     first = consumer.beginning_offsets([partition])[partition]
     end = consumer.end_offsets([partition])[partition]
     wanted = [offset for offset in offsets if first <= offset < end]
     until = time.monotonic() + PATIENCE_SECONDS
-    while wanted and time.monotonic() < until:
+    while wanted:
+        if time.monotonic() > until:
+            raise KafkaTimeoutError(f"{len(wanted)} records of {partition.topic}[{partition.partition}] did not come")
         consumer.seek(partition, wanted[0])
         records = consumer.poll(timeout_ms=POLL_TIMEOUT_MS, max_records=500).get(partition, [])
         if not records:
+            reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS) or 0
+            wanted = [offset for offset in wanted if offset >= reached]
             continue
         until = time.monotonic() + PATIENCE_SECONDS
         reached = records[-1].offset

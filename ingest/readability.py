@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 from projector.batch import Accepted, Quarantined
-
-LAST_RECORDS = 1_000
-AT_LEAST = 100
+from projector.lately import Lately
 
 
 class TooManyUnreadable(Exception):
@@ -19,18 +16,14 @@ class Readability:
     """The last 1,000 records: which could be read, and to which key the others belonged."""
 
     def __init__(self) -> None:
-        self._last: deque[tuple[bool, bytes | None]] = deque(maxlen=LAST_RECORDS)
+        self._lately = Lately()
 
     def look(self, items: Iterable[Accepted | Quarantined]) -> None:
-        """Take a batch in before it is projected; TooManyUnreadable when more than half of the last are unreadable.
-
-        One stream alone never counts as most: its publisher may be broken, ours is not.
-        """
-        self._last.extend((isinstance(item, Accepted), item.record.key) for item in items)
-        unreadable = [key for readable, key in self._last if not readable]
-        if len(self._last) >= AT_LEAST and 2 * len(unreadable) > len(self._last) and len(set(unreadable)) > 1:
+        """Take a batch in before it is projected; TooManyUnreadable when more than half of the last are unreadable."""
+        self._lately = self._lately.after((isinstance(item, Quarantined), item.record.key) for item in items)
+        if self._lately.is_mostly_bad:
             raise TooManyUnreadable(
-                f"{len(unreadable)} of the last {len(self._last)} records cannot be read: the version that was "
+                f"{self._lately.bad} of the last {self._lately.seen} records cannot be read: the version that was "
                 "deployed, a setting (RXSTORE_PARTITIONER, RXSTORE_CHECK_CHARACTER, RXSTORE_TOPIC) or the publishers "
                 "are wrong, not single events. Nothing of this batch was set aside; 'rxstore project --keep-going' "
                 "sets it aside all the same"

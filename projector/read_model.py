@@ -122,8 +122,11 @@ class ReadModel:
                 )
         return streams
 
-    def save(self, connection: Connection[Any], folded: Iterable[FoldedStream]) -> None:
-        """Write what changed in every stream, and every record that was set aside or released."""
+    def save(self, connection: Connection[Any], folded: Iterable[FoldedStream], *, again: bool = False) -> None:
+        """Write what changed in every stream, and every record that was set aside or released.
+
+        With ``again`` this transaction may have saved before: the rows that it staged then must not come twice.
+        """
         streams = list(folded)
         rows = Rows()
         rewritten: list[str] = []
@@ -131,6 +134,8 @@ class ReadModel:
             if stream.history != stream.before.history:
                 _changes(stream, rows, rewritten)
         with connection.cursor() as cursor:
+            if again:
+                cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._staged(name) for name in TABLES)}")
             if rewritten:
                 for name in TABLES:
                     cursor.execute(f"DELETE FROM {self.schema}.{name} WHERE stream_key = ANY(%s)", (rewritten,))
@@ -162,21 +167,23 @@ class ReadModel:
     def _update(self, cursor: Cursor[Any], name: str, rows: list[Row]) -> None:
         if not rows:
             return
-        staged = stage(cursor, f"{self.schema}.{name}", f"changed_{name}", CHANGED_COLUMNS[name])
+        staged = self._staged(name)
+        stage(cursor, f"{self.schema}.{name}", staged, CHANGED_COLUMNS[name])
         copy_rows(cursor, staged, CHANGED_COLUMNS[name], rows)
         cursor.execute(_update_sql(self.schema, name, staged))
         if cursor.rowcount != len(rows):
             raise RowsMissing(f"{len(rows)} rows of {self.schema}.{name} were loaded, {cursor.rowcount} still exist")
 
+    def _staged(self, name: str) -> str:
+        return f"pg_temp.changed_{name}_{self.schema}"
 
-def stage(cursor: Cursor[Any], table: str, name: str, columns: Sequence[str]) -> str:
-    """Make this session's empty temporary table with some columns of ``table``; it empties itself on commit."""
-    staged = f"pg_temp.{name}_{table.partition('.')[0]}"
+
+def stage(cursor: Cursor[Any], table: str, staged: str, columns: Sequence[str]) -> None:
+    """Make this session's temporary table with some columns of ``table``; it empties itself on commit."""
     cursor.execute(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {staged} ON COMMIT DELETE ROWS AS "
         f"SELECT {', '.join(columns)} FROM {table} WITH NO DATA"
     )
-    return staged
 
 
 def copy_rows(cursor: Cursor[Any], table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:

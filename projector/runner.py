@@ -6,23 +6,42 @@ lost together or not at all, and what is lost is read from the topic again (docs
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import psycopg
 from psycopg import Connection, IsolationLevel
 
-from projector import checkpoints, decisions, set_aside
+from projector import checkpoints, decisions, defects, set_aside
 from projector.batch import Accepted, Decode, FieldError, Position, Quarantined, Reason, Record
 from projector.checkpoints import Claim
 from projector.decisions import Decision
+from projector.lately import LAST_RECORDS, Lately
 from projector.projection import Arrivals, Projected, by_stream, project
-from projector.read_model import ReadModel
+from projector.read_model import ReadModel, RowsMissing
 from projector.recent import RecentStreams
-from projector.stream import Counts, FoldedStream, Retry, SetAside, Skip, Stream, fold, mark, needs_parked
+from projector.stream import (
+    Arrival,
+    Counts,
+    FoldedStream,
+    Retry,
+    SetAside,
+    Skip,
+    Step,
+    Stream,
+    fold,
+    mark,
+    needs_parked,
+    steps,
+)
 from schemas.events import Created
 from schemas.incoming import TYPE_OF
+
+log = logging.getLogger(__name__)
 
 # Set for each session of a projector. Lookups are by key and must stay so however large the tables grow and however
 # old their statistics are; a paused worker must not hold others up.
@@ -41,7 +60,18 @@ SESSION_OPTIONS = {
 
 Items = Mapping[str, list[Accepted | Quarantined]]
 Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
-DATA_REFUSED = (psycopg.errors.DataError, psycopg.errors.IntegrityError)
+# SQLSTATE classes 22 and 23, and what the driver itself refuses to send.
+DATA_REFUSED = (psycopg.DataError, psycopg.IntegrityError)
+THE_WORLDS = (psycopg.Error, RowsMissing, *defects.THE_MACHINES)
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error is a defect of ours that one event brings out, and not the state that the world is in."""
+    return isinstance(error, DATA_REFUSED) or not isinstance(error, THE_WORLDS)
+
+
+class TooManyFailing(Exception):
+    """Most of what arrives cannot be folded or written: look at the last deploy, not at one event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +117,7 @@ class Runner:
     """Projects batches into one generation over one session.
 
     ``decode`` reads parked records again; ``recent`` spares loading what this worker wrote itself; ``lookup`` reads
-    records from the log by position.
+    records from the log by position. With ``keep_going`` it also sets aside what looks like a bad deploy.
     """
 
     connection: Connection[Any]
@@ -95,50 +125,75 @@ class Runner:
     decode: Decode
     recent: RecentStreams
     lookup: Lookup
+    keep_going: bool = False
+    failing: Lately = field(default_factory=Lately)
 
     def project_batch(self, claims: Mapping[int, Claim], batch: Batch) -> Counts:
         """Fold a batch into the read model and move its checkpoints, all or nothing.
 
         Raises FencingLost when a checkpoint is not where ``claims`` has it, DecisionsDue when a decision takes effect
-        inside the batch. Data that the database refuses although
-        the contract let it through is a defect of ours: the batch is then halved by streams until the stream is
-        found, and the event that does it is set aside as ``fold_failed``.
+        inside the batch, TooManyFailing when most of what came lately brings out a defect of ours. One event that does
+        is set aside as ``fold_failed``; it is looked for by halving the batch by streams, when the whole is refused.
         """
         arrivals = by_stream(batch.items)
-        counts = Counts(quarantined=len(arrivals.marks))
-        folded: list[FoldedStream] = []
+        done = _Done(Counts(quarantined=len(arrivals.marks)))
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 schema = self.read_model.schema
                 checkpoints.move(cursor, schema, claims, batch.next_offsets, batch.leader_epochs)
                 topic = next(iter(claims.values())).topic
                 decisions.check_none_is_passed(cursor, schema, topic, batch.next_offsets)
-                self._project(arrivals.by_stream, counts, folded)
+                self._project(arrivals.by_stream, done)
+                failing = self._failing_lately(batch.items, done)
                 if arrivals.marks:
                     set_aside.mark(cursor, schema, arrivals.marks)
         except BaseException:
             self.recent.forget()
             raise
-        self.recent.keep(folded)
-        return counts
+        self.failing = failing
+        self.recent.keep(done.streams)
+        _report(done.failed)
+        return done.counts
 
     def apply(self, claims: Mapping[int, Claim], decision: Decision) -> Counts:
-        """Apply a decision whose effect offset is the next offset of its stream's partition, in one transaction."""
+        """Apply a decision whose effect offset is the next offset of its stream's partition, in one transaction.
+
+        One that brings out a defect of ours must not hold up the partition for ever: an event that it releases and
+        that fails becomes ``fold_failed``. Where nothing can be folded at all the decision changes nothing, counts as
+        applied, and its record waits on for another one.
+        """
         held = claims[decision.stream_partition]
         self.recent.forget()
+        done = _Done(Counts())
         with self.connection.transaction(), self.connection.cursor() as cursor:
             checkpoints.move(cursor, self.read_model.schema, claims, {held.partition: held.next_offset}, {})
-            folded = self.decided(decision)
-            self.read_model.save(self.connection, [folded])
+            try:
+                with self.connection.transaction():
+                    done.add(self._written(*self._due(decision)))
+            except Exception as error:
+                if not is_ours(error):
+                    raise
+                log.error(
+                    "decision %d changed nothing: applying it raised %s %s",
+                    decision.id,
+                    type(error).__name__,
+                    defects.where(error),
+                    extra={"action": "decision_failed"},
+                )
             decisions.applied(cursor, self.read_model.schema, decision)
-        return folded.counts
+        _report(done.failed)
+        return done.counts
 
     def decided(self, decision: Decision) -> FoldedStream:
         """Return what a decision makes of its stream as it is stored now; nothing is written."""
+        return fold(*self._due(decision))
+
+    def _due(self, decision: Decision) -> tuple[Stream, Sequence[Arrival]]:
+        """Return a decision's stream as it is stored, and the decision as the fold takes it."""
         schema, key = self.read_model.schema, decision.stream_key
         stored = self.read_model.load(self.connection, {key: decision.stream_partition}, self.decode, lambda _: True)
         record = set_aside.load_one(self.connection, schema, decision.position) or self._misrouted(decision)
-        return fold(stored[key], () if record is None else self._arrival(decision, record))
+        return stored[key], () if record is None else self._arrival(decision, record)
 
     def _misrouted(self, decision: Decision) -> SetAside | None:
         """Read a misrouted record from the log: a rebuild may not have come to its partition yet."""
@@ -158,26 +213,33 @@ class Runner:
         decode = self.decode if mark is None else self.decode.regardless_of_place
         return (Retry(decision.position, decode(record.record), mark),)
 
-    def _project(self, by_key: Items, counts: Counts, folded: list[FoldedStream]) -> None:
+    # a batch, and what is wrong with one event of it ------------------------------------------------------------------
+
+    def _project(self, by_key: Items, done: _Done, *, again: bool = False) -> None:
+        """Fold and write these streams, at once if nothing is refused, else each half by itself."""
         if not by_key:
             return
         try:
             with self.connection.transaction():
-                written = self._write(by_key)
-        except DATA_REFUSED as error:
-            if len(by_key) == 1:
-                self._project_one_by_one(by_key, counts, folded, error)
-                return
+                written = self._write(by_key, again=again)
+        except Exception as error:
+            if not is_ours(error):
+                raise
         else:
-            counts.add(written.counts)
-            folded.extend(written.streams)
+            for stream in written.streams:
+                done.add(stream)
+            return
+        if len(by_key) == 1:
+            self.recent.forget()
+            ((key, items),) = by_key.items()
+            self._project_defective(key, items, done)
             return
         keys = sorted(by_key)
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            self._project({key: by_key[key] for key in half}, counts, folded)
+            self._project({key: by_key[key] for key in half}, done, again=True)
 
-    def _write(self, by_key: Items) -> Projected:
+    def _write(self, by_key: Items, *, again: bool) -> Projected:
         stored: dict[str, Stream] = {}
         unknown: dict[str, int] = {}
         for key, items in by_key.items():
@@ -191,32 +253,130 @@ class Runner:
                 self.connection, unknown, self.decode, lambda stream: needs_parked(stream, by_key[stream.key])
             )
         projected = project(stored, Arrivals(dict(by_key), ()))
-        self.read_model.save(self.connection, projected.streams)
+        self.read_model.save(self.connection, projected.streams, again=again)
         return projected
 
-    def _project_one_by_one(self, by_key: Items, counts: Counts, folded: list[FoldedStream], error: Exception) -> None:
-        """Fold one stream's items one at a time, so that the cut of a batch does not show; the refused one blocks."""
-        self.recent.forget()
-        for key, items in by_key.items():
-            for item in items:
-                try:
-                    with self.connection.transaction():
-                        written = self._write({key: [item]})
-                except DATA_REFUSED:
-                    with self.connection.transaction():
-                        written = self._write({key: [_fold_failed(item, error)]})
-                counts.add(written.counts)
+    def _project_defective(self, key: str, items: Sequence[Accepted | Quarantined], done: _Done) -> None:
+        """Fold and write one stream in which something is refused: together, else item by item, else set aside."""
+        try:
+            with self.connection.transaction():
+                done.add(self._written(self._stored(key, items), items))
+        except Exception as error:
+            if not is_ours(error):
+                raise
+            if len(items) == 1:
+                self._set_aside_unseen(items[0], error, done)
+                return
+        else:
+            return
+        for item in items:
+            self._project_defective(key, [item], done)
+
+    def _stored(self, key: str, items: Sequence[Accepted | Quarantined]) -> Stream:
+        partition = items[0].record.position.partition
+        return self.read_model.load(
+            self.connection, {key: partition}, self.decode, lambda stream: needs_parked(stream, items)
+        )[key]
+
+    def _written(self, stored: Stream, arrivals: Sequence[Arrival]) -> FoldedStream:
+        """Fold and write a stream; the first event whose rows the database refuses is set aside, and what follows it
+        in the stream waits, as if each event had come alone. It may be one that was parked and that another released.
+        """
+        refused: dict[int, FieldError] = {}
+        while True:
+            folded = fold(stored, arrivals, refused)
+            try:
+                with self.connection.transaction():
+                    self.read_model.save(self.connection, [folded], again=True)
+            except Exception as error:
+                if not is_ours(error):
+                    raise
+                after = steps(stored, arrivals, refused)
+                first = bisect_left(after, True, key=lambda step: self._refusal(stored, step) is not None)
+                if first == len(after):
+                    raise
+                step = after[first]
+                refused[step.attempt] = _said(step.position, self._refusal(stored, step) or error)
+            else:
+                return folded
+
+    def _refusal(self, stored: Stream, step: Step) -> Exception | None:
+        """Return why the rows of a stream right after one event cannot be written, or None; nothing is written."""
+        folded = FoldedStream(stored, step.prescription, step.history, {}, frozenset(), False, Counts())
+        try:
+            with self.connection.transaction(force_rollback=True):
+                self.read_model.save(self.connection, [folded], again=True)
+        except Exception as error:
+            if not is_ours(error):
+                raise
+            return error
+        return None
+
+    def _set_aside_unseen(self, item: Accepted | Quarantined, error: Exception, done: _Done) -> None:
+        """Set an item aside where not even its stream can be loaded or folded: the last resort."""
+        record = mark(_fold_failed(item, error))
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            set_aside.save(cursor, self.read_model.schema, [record])
+            set_aside.scrub_if_deleted(cursor, self.read_model.schema, [str(record.stream_key)])
+        done.counts.quarantined += 1
+        done.failed.append(record)
+
+    def _failing_lately(self, items: Sequence[Accepted | Quarantined], done: _Done) -> Lately:
+        """Take in what became of those that were tried; what waits behind a failed one says nothing."""
+        failed = {record.position for record in done.failed}
+        aside = {position for stream in done.streams for position in stream.set_aside} - failed
+        tried = (item.record for item in reversed(items) if item.record.position not in aside)
+        last = [(record.position in failed, record.key) for record in islice(tried, LAST_RECORDS)]
+        failing = self.failing.after(reversed(last))
+        if not self.keep_going and failing.is_mostly_bad:
+            raise TooManyFailing(
+                f"{failing.bad} of the last {failing.seen} events that were tried cannot be folded or written: this "
+                "version or its database is wrong, not single events. Nothing of this batch was set aside; 'rxstore "
+                f"project --keep-going' sets it aside all the same. The last one: {done.failed[-1].errors[0].message}"
+            )
+        return failing
+
+
+@dataclass(slots=True)
+class _Done:
+    """What was written of a batch so far."""
+
+    counts: Counts
+    streams: list[FoldedStream] = field(default_factory=list)
+    failed: list[SetAside] = field(default_factory=list)
+
+    def add(self, stream: FoldedStream) -> None:
+        self.counts.add(stream.counts)
+        self.streams.append(stream)
+        if stream.counts.quarantined:
+            self.failed += [record for record in stream.set_aside.values() if record.reason is Reason.FOLD_FAILED]
+
+
+def _report(failed: Iterable[SetAside]) -> None:
+    for record in failed:
+        for error in record.errors:
+            log.error("%s was set aside: %s", record.position, error.message, extra={"action": "fold_failed"})
+
+
+def _said(position: Position, error: Exception) -> FieldError:
+    """Return what is kept with a record whose rows are refused; where that was depends on the cut, and is logged."""
+    name = type(error).__name__
+    if not isinstance(error, psycopg.Error):
+        log.error("%s: %s %s", position, name, defects.where(error), extra={"action": "fold_failed"})
+        return FieldError("", f"making its rows raised {name}: {defects.OF_THIS_VERSION}")
+    code = f", SQLSTATE {error.sqlstate}" if error.sqlstate else ""
+    return FieldError("", f"the database refused its rows ({name}{code}): {defects.OF_THIS_VERSION}")
 
 
 def _fold_failed(item: Accepted | Quarantined, error: Exception) -> Quarantined:
-    message = f"the database refused the rows ({type(error).__name__}): a defect of this version, not of the event"
+    errors = (_said(item.record.position, error),)
     if isinstance(item, Quarantined):
-        raise error
+        return replace(item, reason=Reason.FOLD_FAILED, errors=errors)
     envelope = item.event.envelope
     return Quarantined(
         record=item.record,
         reason=Reason.FOLD_FAILED,
-        errors=(FieldError("", message),),
+        errors=errors,
         stream_key=envelope.stream_key,
         event_key=envelope.key,
         event_source=envelope.source,

@@ -8,13 +8,14 @@ they depend on the log alone, so a rebuild comes to the same rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from math import inf
 from typing import NamedTuple
 
 from projector.batch import Accepted, FieldError, Position, Quarantined, Reason, Record
+from projector.defects import defect
 from projector.prescription import Kind, Prescription, contradiction, evolve
 from schemas.events import Cancelled, Created, Deleted, Event, Expired
 from schemas.incoming import TYPE_OF
@@ -167,6 +168,16 @@ class FoldedStream:
     counts: Counts
 
 
+@value()
+class Step:
+    """The stream right after one event folded; ``attempt`` is the number of the attempt, from 1 within a batch."""
+
+    attempt: int
+    position: Position
+    prescription: Prescription | None
+    history: History
+
+
 class Outcome(Enum):
     """What became of one event when it was tried."""
 
@@ -198,33 +209,62 @@ def needs_parked(stream: Stream, items: Sequence[Arrival]) -> bool:
     return expected is None or any((envelope.sequence or 0) <= expected for envelope in accepted)
 
 
-def fold(stream: Stream, items: Sequence[Arrival]) -> FoldedStream:
+Defects = Mapping[int, FieldError]
+NO_DEFECTS: Defects = {}
+
+
+def fold(stream: Stream, items: Sequence[Arrival], defects: Defects = NO_DEFECTS) -> FoldedStream:
     """Return ``stream`` after ``items``, which stand in log order, decisions at the offsets where they take effect.
 
     The arguments are left as they are. A decision about a record that is no longer open or parked changes nothing.
+    An event on which our own code raises is set aside as ``fold_failed``; so is one whose attempt is in ``defects``,
+    which the shell found to be refused by the database.
     """
-    folding = _Folding(stream)
-    for item in items:
-        match item:
-            case Accepted():
-                folding.accept(item)
-            case Quarantined():
-                folding.quarantine(item)
-            case Retry():
-                folding.retry_decided(item)
-            case Skip():
-                folding.skip_decided(item)
-    return folding.result()
+    return _folding(stream, items, defects).result()
+
+
+def steps(stream: Stream, items: Sequence[Arrival], defects: Defects = NO_DEFECTS) -> list[Step]:
+    """Return the stream after each event that folds in ``fold`` with the same arguments, in the order of folding."""
+    noted: list[Step] = []
+    _folding(stream, items, defects, noted)
+    return noted
+
+
+def _folding(stream: Stream, items: Sequence[Arrival], defects: Defects, noted: list[Step] | None = None) -> _Folding:
+    """Fold; when an attempt raises, begin again knowing which, since it may have left things half done."""
+    known = dict(defects)
+    while True:
+        if noted is not None:
+            noted.clear()
+        folding = _Folding(stream, known, noted)
+        try:
+            folding.take(items)
+        except AttemptFailed as failed:
+            known[failed.attempt] = failed.error
+        else:
+            return folding
+
+
+class AttemptFailed(Exception):
+    """Our own code raised on an event: a defect."""
+
+    def __init__(self, attempt: int, error: FieldError) -> None:
+        super().__init__(error.message)
+        self.attempt = attempt
+        self.error = error
 
 
 class _Folding:
     """The private copy that ``fold`` changes."""
 
     __slots__ = (
+        "attempts",
         "counts",
+        "defects",
         "deleted",
         "history",
         "known",
+        "noted",
         "open",
         "parked",
         "prescription",
@@ -233,8 +273,11 @@ class _Folding:
         "stream",
     )
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, defects: Defects, noted: list[Step] | None) -> None:
         self.stream = stream
+        self.defects = defects
+        self.noted = noted
+        self.attempts = 0
         self.prescription = stream.prescription
         self.history = stream.history
         self.open = list(stream.open)
@@ -245,6 +288,18 @@ class _Folding:
         self.removed: set[Position] = set()
         self.deleted = False
         self.counts = Counts()
+
+    def take(self, items: Sequence[Arrival]) -> None:
+        for item in items:
+            match item:
+                case Accepted():
+                    self.accept(item)
+                case Quarantined():
+                    self.quarantine(item)
+                case Retry():
+                    self.retry_decided(item)
+                case Skip():
+                    self.skip_decided(item)
 
     def result(self) -> FoldedStream:
         return FoldedStream(
@@ -300,6 +355,15 @@ class _Folding:
 
     def attempt(self, item: Accepted, stands_at: int) -> Outcome:
         """Try an event that nothing holds back: fold it, park it or set it aside."""
+        self.attempts += 1
+        if self.attempts in self.defects:
+            return self.refuse(item, stands_at, Reason.FOLD_FAILED, self.defects[self.attempts])
+        try:
+            return self.tried(item, stands_at)
+        except Exception as error:  # a bug of ours on this one event must not stop every other prescription
+            raise AttemptFailed(self.attempts, defect(error)) from error
+
+    def tried(self, item: Accepted, stands_at: int) -> Outcome:
         event = item.event
         if self.is_deleted:
             return self.refuse(item, stands_at, Reason.DELETED, FieldError("subject", "the prescription is deleted"))
@@ -343,19 +407,16 @@ class _Folding:
 
     def evolve(self, item: Accepted, stands_at: int, has_sequences: bool) -> Outcome:
         event = item.event
-        try:
-            refused = contradiction(self.prescription, event) if self.prescription is not None else None
-            after = self.prescription if refused is not None else evolve(self.prescription, event)
-        except Exception as error:  # a bug of ours on this one event must not stop every other prescription
-            message = f"the fold raised {type(error).__name__}: a defect of this version, not of the event"
-            return self.refuse(item, stands_at, Reason.FOLD_FAILED, FieldError("", message))
+        refused = contradiction(self.prescription, event) if self.prescription is not None else None
         if refused is not None:
             return self.refuse(item, stands_at, Reason.ILLEGAL_TRANSITION, refused)
-        self.prescription = after
+        self.prescription = evolve(self.prescription, event)
         self.history = _remembering(self.history, item, has_sequences)
         self.counts.folded += 1
         if isinstance(event, Deleted):
             self.forget()
+        if self.noted is not None:
+            self.noted.append(Step(self.attempts, item.record.position, self.prescription, self.history))
         return Outcome.FOLDED
 
     def forget(self) -> None:

@@ -32,7 +32,7 @@ from ingest.partitioning import partitioner
 from ingest.readability import TooManyUnreadable
 from projector.checkpoints import TopicMismatch
 from projector.read_model import ReadModel, RowsMissing
-from projector.runner import connect
+from projector.runner import TooManyFailing, connect
 from projector.stream import Counts
 from rxstore import logs
 from rxstore.errors import Refused
@@ -183,7 +183,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
     _collect_garbage_rarely()
     try:
         worker.run()
-    except (TopicMismatch, RowsMissing, TooManyUnreadable) as error:
+    except (TopicMismatch, RowsMissing, TooManyUnreadable, TooManyFailing) as error:
         print(f"rxstore: {error}", file=sys.stderr, flush=True)
         sys.exit(REFUSED_EXIT)
     finally:

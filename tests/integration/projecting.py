@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from random import Random
+from typing import Any
 
+import orjson
 import psycopg
 
 from ingest.decode import Decoder
@@ -43,6 +45,11 @@ class Log:
         record = Record(Position(TOPIC, partition, offset), 1_767_600_000_000 + offset, key, value, headers)
         log.append(record)
         return record
+
+    def append_event(self, event: Mapping[str, Any], shift: int = 0) -> Record:
+        """Append an event as its publisher would, under its own stream key."""
+        key = str(event["subject"]).upper()[:-1].encode()
+        return self.append(key, orjson.dumps(event), (("content-type", b"application/cloudevents+json"),), shift)
 
     def records(self) -> Iterator[Record]:
         for number in sorted(self.partitions):
@@ -103,6 +110,7 @@ def worker(
     remembered: int = 1000,
     schema: str = SCHEMA,
     log: Log | None = None,
+    keep_going: bool = False,
 ) -> Iterator[FakeWorker]:
     """A worker that has claimed its partitions."""
     with connect(database_url) as connection:
@@ -115,7 +123,8 @@ def worker(
         def lookup(positions: Iterable[Position]) -> dict[Position, Record]:
             return {position: by_position[position] for position in positions if position in by_position}
 
-        yield FakeWorker(Runner(connection, ReadModel(schema), DECODE, RecentStreams(remembered), lookup), claims)
+        recent = RecentStreams(remembered)
+        yield FakeWorker(Runner(connection, ReadModel(schema), DECODE, recent, lookup, keep_going), claims)
 
 
 def polls(log: Log, partitions: Iterable[int], random: Random, largest: int) -> Iterator[list[Record]]:
@@ -131,12 +140,26 @@ def polls(log: Log, partitions: Iterable[int], random: Random, largest: int) -> 
             yield poll
 
 
-def project_all(database_url: str, log: Log, *, seed: int, largest: int, remembered: int = 1000) -> Counts:
+def project_all(
+    database_url: str, log: Log, *, seed: int, largest: int, remembered: int = 1000, keep_going: bool = False
+) -> Counts:
     """Project a whole log with one worker, in polls of random sizes."""
-    with worker(database_url, remembered=remembered) as one:
+    with worker(database_url, remembered=remembered, keep_going=keep_going) as one:
         for poll in polls(log, range(PARTITIONS), Random(seed), largest):
             one.project(poll)
         return one.counts
+
+
+def decide_about(database_url: str, action: str, record: tuple[str, int, int, str]) -> int:
+    """Record an operator's decision about a record: topic, partition, offset and stream key. Return its id."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "INSERT INTO rxstore.decision (action, topic, partition_number, record_offset, stream_key, "
+            "stream_partition, why, decided_by) VALUES (%s, %s, %s, %s, %s, %s, 'a test', 'test') RETURNING id",
+            (action, *record, DECODE.partition_of(record[3].encode())),
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def folded(log: Log) -> dict[str, FoldedStream]:

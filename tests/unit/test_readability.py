@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.readability import AT_LEAST, LAST_RECORDS, Readability, TooManyUnreadable
+from ingest.readability import Readability, TooManyUnreadable
 from projector.batch import Accepted, Position, Quarantined, Reason, Record
+from projector.lately import AT_LEAST, LAST_RECORDS
 from tests import examples
 
 
