@@ -15,7 +15,7 @@ demo: $(STAMP)  ## the whole system on this machine, with sample prescriptions a
 	@$(BIN)/rxstore demo $(ARGS)
 
 test: $(STAMP)  ## every test that this machine can run (ARGS='-k name' chooses some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
