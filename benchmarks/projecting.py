@@ -28,7 +28,7 @@ from ingest.decode import Decoder
 from ingest.lookup import record_of
 from ingest.partitioning import partitioner
 from rxstore import embedded
-from rxstore.cli.project import worker_options
+from rxstore.feeding import worker_options
 from rxstore.fleet import WorkerOptions, make_consumer
 from rxstore.store import describe_log, engine, generation_to_feed
 

@@ -278,7 +278,7 @@ class Worker:
         self._backoff.reset()
         self.counts.add(counts)
         for outcome in ("folded", "duplicates", "parked", "quarantined", "repaired"):
-            metrics.EVENTS.labels(outcome.removesuffix("s")).inc(getattr(counts, outcome))
+            metrics.EVENTS.labels(self.read_model.generation, outcome.removesuffix("s")).inc(getattr(counts, outcome))
         for number, offset in batch.next_offsets.items():
             self._claims[number] = self._claims[number].moved_to(offset)
         if counts.quarantined:
@@ -308,15 +308,20 @@ class Worker:
                 decisions.give_effect(self._connection(), new)
                 waiting = decisions.waiting(self._connection(), self.read_model.schema, self.topic, self._claims)
             for decision in waiting:
-                if decision.effect_offset == self._claims[decision.stream_partition].next_offset:
+                place, reached = decision.effect_offset, self._claims[decision.stream_partition].next_offset
+                if place is None or place > reached:
+                    continue
+                if place == reached:
                     self.counts.add(self._live().apply(self._claims, decision))
-                    log.info(
-                        "applied decision %d: %s %s",
-                        decision.id,
-                        decision.action,
-                        decision.position,
-                        extra={"action": "decision"},
-                    )
+                else:
+                    self._live().apply_late(self._claims, decision)
+                log.info(
+                    "applied decision %d: %s %s",
+                    decision.id,
+                    decision.action,
+                    decision.position,
+                    extra={"action": "decision"},
+                )
         except (psycopg.Error, KafkaError) as error:
             self._wait(consumer, error)
 
@@ -348,7 +353,9 @@ class Worker:
             checkpoints.caught_up(self._connection(), self.read_model.schema, reached, at)
             for number, claim in self._claims.items():
                 if number in waiting:
-                    metrics.LAG.labels(str(number)).set(max(0, waiting[number] - claim.next_offset))
+                    metrics.LAG.labels(self.read_model.generation, str(number)).set(
+                        max(0, waiting[number] - claim.next_offset)
+                    )
             for number in reached:
                 del waiting[number]
         except (psycopg.Error, KafkaError) as error:

@@ -7,7 +7,7 @@ from prometheus_client import Counter, Gauge, Histogram
 EVENTS = Counter(
     "rxstore_projector_events_total",
     "Events by what became of them: folded, duplicate, parked, quarantined, repaired",
-    ["outcome"],
+    ["generation", "outcome"],
 )
 BATCH_SECONDS = Histogram(
     "rxstore_projector_batch_seconds",
@@ -23,6 +23,6 @@ REJOINS = Counter("rxstore_projector_rejoins_total", "Times that a worker was ov
 LAG = Gauge(
     "rxstore_projector_lag_events",
     "Events between a partition's checkpoint and its end, as last seen",
-    ["partition"],
+    ["generation", "partition"],
     multiprocess_mode="mostrecent",
 )

@@ -15,6 +15,7 @@ from psycopg import Connection, Cursor
 
 from projector.batch import Position
 
+# The states of generations that are fed.
 ACTIVE = ("building", "ready", "live", "previous")
 
 
@@ -45,11 +46,15 @@ SELECT = (
 )
 
 
+# Offsets of a topic that was made again under the same name mean other records.
+SAME_LOG = "(d.topic_id IS NULL OR c.topic_id IS NULL OR d.topic_id = c.topic_id)"
+
+
 def waiting(connection: Connection[Any], schema: str, topic: str, partitions: Iterable[int]) -> list[Decision]:
     """Return the decisions about streams of these partitions that this generation has not applied, in their order."""
     rows = connection.execute(
         f"{SELECT} JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition "
-        "WHERE d.topic = %s AND d.stream_partition = ANY(%s) AND d.revoked_at IS NULL "
+        f"AND {SAME_LOG} WHERE d.topic = %s AND d.stream_partition = ANY(%s) AND d.revoked_at IS NULL "
         "AND (d.number IS NULL OR d.number > c.decisions_applied) ORDER BY d.number NULLS LAST, d.id",
         (topic, sorted(partitions)),
         prepare=True,
@@ -57,11 +62,15 @@ def waiting(connection: Connection[Any], schema: str, topic: str, partitions: It
     return [_loaded(row) for row in rows]
 
 
-def of_stream(connection: Connection[Any], topic: str, key: str) -> list[Decision]:
-    """Return the decisions about a stream that took effect and stand, in their order."""
+def of_stream(connection: Connection[Any], schema: str, topic: str, key: str) -> list[Decision]:
+    """Return the decisions about a stream that this generation has applied and that stand, in their order.
+
+    One that is being built may not have come to the place of the last of them.
+    """
     rows = connection.execute(
-        f"{SELECT} WHERE d.topic = %s AND d.stream_key = %s AND d.number IS NOT NULL AND d.revoked_at IS NULL "
-        "ORDER BY d.number",
+        f"{SELECT} JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition "
+        f"AND {SAME_LOG} WHERE d.topic = %s AND d.stream_key = %s AND d.number <= c.decisions_applied "
+        "AND d.revoked_at IS NULL ORDER BY d.number",
         (topic, key),
     )
     return [_loaded(row) for row in rows]
@@ -82,13 +91,15 @@ def give_effect(connection: Connection[Any], decisions: Sequence[Decision]) -> N
     """Give decisions their numbers and effect offsets: not before the next offset of any generation that is fed.
 
     The checkpoint rows are written, not only locked: a batch that is under way in another generation then fails its
-    comparison of snapshots and looks again, instead of passing the offset unseen.
+    comparison of snapshots and looks again, instead of passing the offset unseen. The lock on the register comes before
+    the snapshot, so that a generation which is being registered is either seen or waits.
     """
     with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE rxstore.generation IN ROW SHARE MODE")
         cursor.execute("SELECT name FROM rxstore.generation WHERE state = ANY(%s) ORDER BY name", (list(ACTIVE),))
         names = [row[0] for row in cursor.fetchall()]
         for decision in decisions:
-            offset = max(_touch(cursor, f"rx_{name}", decision) for name in names)
+            offset = max(_last_effect(cursor, decision), *(_touch(cursor, f"rx_{name}", decision) for name in names))
             cursor.execute(
                 "UPDATE rxstore.decision SET effect_offset = %s, number = nextval('rxstore.decision_number') "
                 "WHERE id = %s AND effect_offset IS NULL",
@@ -96,11 +107,27 @@ def give_effect(connection: Connection[Any], decisions: Sequence[Decision]) -> N
             )
 
 
+def _last_effect(cursor: Cursor[Any], decision: Decision) -> int:
+    """Return the last effect offset of the partition: numbers and offsets rise together.
+
+    The generation that was furthest may have gone since that decision was made.
+    """
+    cursor.execute(
+        "SELECT coalesce(max(o.effect_offset), 0) FROM rxstore.decision d JOIN rxstore.decision o "
+        "ON o.topic = d.topic AND o.stream_partition = d.stream_partition "
+        "AND o.topic_id IS NOT DISTINCT FROM d.topic_id WHERE d.id = %s",
+        (decision.id,),
+    )
+    row = cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
 def _touch(cursor: Cursor[Any], schema: str, decision: Decision) -> int:
     cursor.execute(
-        f"UPDATE {schema}.checkpoint SET next_offset = next_offset "
-        "WHERE topic = %s AND partition_number = %s RETURNING next_offset",
-        (decision.position.topic, decision.stream_partition),
+        f"UPDATE {schema}.checkpoint c SET next_offset = c.next_offset FROM rxstore.decision d "
+        f"WHERE d.id = %s AND c.topic = d.topic AND c.partition_number = d.stream_partition AND {SAME_LOG} "
+        "RETURNING c.next_offset",
+        (decision.id,),
     )
     row = cursor.fetchone()
     return 0 if row is None else int(row[0])
@@ -110,7 +137,7 @@ def check_none_is_passed(cursor: Cursor[Any], schema: str, topic: str, next_offs
     """Raise DecisionsDue when a batch that ends at ``next_offsets`` would pass a decision that it has not applied."""
     cursor.execute(
         "SELECT d.stream_partition, min(d.effect_offset) FROM rxstore.decision d "
-        f"JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition "
+        f"JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition AND {SAME_LOG} "
         "WHERE d.topic = %s AND d.stream_partition = ANY(%s) AND d.number > c.decisions_applied "
         "AND d.revoked_at IS NULL GROUP BY d.stream_partition",
         (topic, sorted(next_offsets)),

@@ -18,7 +18,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
-from projector import tables
+from projector import tables, views
 from projector.definition import DEFINITION, hashes
 
 # Everybody who migrates takes this lock first ("rxstore" in ASCII), so that two at once do the work once.
@@ -29,10 +29,6 @@ GENERATION_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 class NotMigrated(Exception):
     """The database has no rxstore schema, or an older one: run ``rxstore migrate``."""
-
-
-class ShapeDiffers(Exception):
-    """The live generation has other tables than this code's: its views cannot be made anew from here."""
 
 
 class SettingsDiffer(Exception):
@@ -46,6 +42,7 @@ class Generation:
     name: str
     state: str
     definition: str
+    hashes: dict[str, str]
     settings: dict[str, Any]
     topic: str
     topic_id: str | None
@@ -83,15 +80,16 @@ def migrate(engine: Engine, *, topic: str, settings: dict[str, Any]) -> list[str
             build(connection, "g1")
             show(connection, "g1")
             done.append(f"generation g1: definition {DEFINITION}, live")
-        elif shown is not None and shown.hashes["views"] != hashes()["views"]:
-            if shown.hashes["tables"] != hashes()["tables"]:
-                raise ShapeDiffers(
-                    f"generation {shown.name} has other tables than this version's: keep serving it with the version "
-                    "that made it, and build a new generation with this one"
-                )
+        elif shown is not None and _has_older_views(shown.hashes):
             show(connection, shown.name)
             done.append(f"views: as this version shows generation {shown.name}")
     return done
+
+
+def _has_older_views(live: dict[str, str]) -> bool:
+    """With other tables than this version's, the views stay as the version that made the generation shows them."""
+    ours = hashes()
+    return live["views"] != ours["views"] and live["tables"] == ours["tables"]
 
 
 def upgrade(connection: Connection, branch: str, schema: str) -> None:
@@ -131,12 +129,29 @@ def _control_revision(connection: Connection) -> str | None:
     return context.get_current_revision()
 
 
-def register(connection: Connection, name: str, *, state: str, topic: str, settings: dict[str, Any]) -> None:
-    """Enter a generation of this code's definition."""
+def register(
+    connection: Connection,
+    name: str,
+    *,
+    state: str,
+    topic: str,
+    settings: dict[str, Any],
+    topic_id: str | None = None,
+    partitions: int | None = None,
+) -> None:
+    """Enter a generation of this code's definition; what the topic is can be remembered later."""
     schema_of(name)
     connection.execute(
         insert(tables.generation).values(
-            name=name, state=state, definition=DEFINITION, hashes=hashes(), settings=settings, topic=topic
+            name=name,
+            state=state,
+            definition=DEFINITION,
+            hashes=hashes(),
+            settings=settings,
+            topic=topic,
+            topic_id=topic_id,
+            partitions=partitions,
+            views=tables.VIEWS,
         )
     )
 
@@ -149,20 +164,23 @@ def build(connection: Connection, name: str) -> None:
 
 
 def show(connection: Connection, name: str) -> None:
-    """Point every view at a generation, in the one order of views that all transactions keep."""
-    connection.execute(
-        update(tables.generation)
-        .where(tables.generation.c.name == name)
-        .values(hashes=tables.generation.c.hashes.concat({"views": hashes()["views"]}))
-    )
-    schema = schema_of(name)
-    connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-    for view, query in tables.VIEWS.items():
-        # Not text(): the queries hold casts (::), which it would read as parameters.
-        connection.exec_driver_sql(
-            f"CREATE OR REPLACE VIEW {tables.CONTROL_SCHEMA}.{view} AS {query.format(schema=schema)}"
+    """Point every view at a generation, in the one order of views that all transactions keep.
+
+    A generation with this version's tables is shown as this version does it, another one as the version that made it.
+    """
+    row = connection.execute(select(tables.generation).where(tables.generation.c.name == name)).one()
+    queries = tables.VIEWS if row.hashes["tables"] == hashes()["tables"] or not row.views else row.views
+    if queries is tables.VIEWS:
+        connection.execute(
+            update(tables.generation)
+            .where(tables.generation.c.name == name)
+            .values(
+                hashes=tables.generation.c.hashes.concat({"views": hashes()["views"]}),
+                views=tables.VIEWS,
+            )
         )
-        connection.exec_driver_sql(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.{view} TO {READER_ROLE}")
+    connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+    views.replace(connection, queries, schema_of(name), READER_ROLE)
     connection.exec_driver_sql(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.generation TO {READER_ROLE}")
 
 
@@ -181,6 +199,12 @@ def live(connection: Connection) -> Generation:
     if row is None:
         raise NotMigrated("no generation is live: run 'rxstore migrate'")
     return _loaded(row._mapping)
+
+
+def find(connection: Connection, name: str) -> Generation | None:
+    """Return the generation with this name; None when none ever had it."""
+    row = connection.execute(select(tables.generation).where(tables.generation.c.name == name)).first()
+    return None if row is None else _loaded(row._mapping)
 
 
 def every(connection: Connection) -> list[Generation]:
@@ -214,6 +238,7 @@ def _loaded(row: Any) -> Generation:  # noqa: ANN401 - a row's mapping
         name=row["name"],
         state=row["state"],
         definition=row["definition"],
+        hashes=dict(row["hashes"]),
         settings=dict(row["settings"]),
         topic=row["topic"],
         topic_id=row["topic_id"],

@@ -89,6 +89,11 @@ class ReadModel:
 
     schema: str
 
+    @property
+    def generation(self) -> str:
+        """Return the name of the generation."""
+        return self.schema.partition("_")[2]
+
     def load(
         self, connection: Connection[Any], keys: Mapping[str, int], decode: Decode, wants_parked: WantsParked
     ) -> dict[str, Stream]:

@@ -65,7 +65,7 @@ def refold(
         return Refolded(key, None, None)
     rows = set_aside.load_stream(connection, schema, key)
     records = _records(stored.history, rows, lookup, topic=topic, partition=partition)
-    arrivals = story(records, rows, decisions.of_stream(connection, topic, key), decode, partition=partition)
+    arrivals = story(records, rows, decisions.of_stream(connection, schema, topic, key), decode, partition=partition)
     folded = fold(Stream(key, partition), arrivals)
     _replace(connection, read_model, folded, rows)
     return Refolded(key, stored.prescription, folded.prescription)

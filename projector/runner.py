@@ -24,6 +24,7 @@ from projector.lately import LAST_RECORDS, Lately
 from projector.projection import Arrivals, Projected, by_stream, project
 from projector.read_model import ReadModel, RowsMissing
 from projector.recent import RecentStreams
+from projector.refold import refold
 from projector.stream import (
     Arrival,
     Counts,
@@ -183,6 +184,21 @@ class Runner:
             decisions.applied(cursor, self.read_model.schema, decision)
         _report(done.failed)
         return done.counts
+
+    def apply_late(self, claims: Mapping[int, Claim], decision: Decision) -> None:
+        """Apply a decision whose place was passed without it, since somebody entered it late: fold its stream again.
+
+        The partition has to be claimed anew after that.
+        """
+        held, schema = claims[decision.stream_partition], self.read_model.schema
+        self.recent.forget()
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            checkpoints.move(cursor, schema, claims, {held.partition: held.next_offset}, {})
+            decisions.applied(cursor, schema, decision)
+            topic, key, partition = decision.position.topic, decision.stream_key, held.partition
+            refold(
+                self.connection, self.read_model, self.decode, self.lookup, topic=topic, key=key, partition=partition
+            )
 
     def decided(self, decision: Decision) -> FoldedStream:
         """Return what a decision makes of its stream as it is stored now; nothing is written."""

@@ -62,7 +62,22 @@ generation = Table(
     Column("partitions", Integer),
     Column("registered_at", INSTANT, nullable=False, server_default=text("now()")),
     Column("promoted_at", INSTANT),
+    # The views as the version that made it shows them: another version can then point back at it.
+    Column("views", JSONB, nullable=False, server_default=text("'{}'")),
     Index("generation_live_ix", "state", unique=True, postgresql_where=text("state = 'live'")),
+)
+
+# What became of each generation: staged, ready, verified, accepted, promoted and so on, each with its evidence.
+generation_history = Table(
+    "generation_history",
+    CONTROL,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("generation", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("done_by", Text, nullable=False),
+    Column("done_at", INSTANT, nullable=False, server_default=text("clock_timestamp()")),
+    Column("details", JSONB, nullable=False),
+    Index("generation_history_generation_ix", "generation"),
 )
 
 # What operators decided about set-aside records: the second truth beside the topic (docs/architecture.md). The
@@ -84,6 +99,8 @@ decision = Table(
     Column("effect_offset", BigInteger),
     Column("revoked_at", INSTANT),
     Column("revoked_by", Text),
+    # Offsets mean something in one log only: a topic that was made again under the same name is another one.
+    Column("topic_id", Text),
     Index("decision_stream_partition_number_ix", "topic", "stream_partition", "number"),
 )
 
@@ -239,6 +256,9 @@ checkpoint = Table(
     Column("leader_epoch", Integer),
     Column("moved_at", INSTANT),
     Column("caught_up_at", INSTANT),
+    # For a moment, and never past hold_until, no batch goes beyond hold_at: so that two generations can be compared.
+    Column("hold_at", BigInteger),
+    Column("hold_until", INSTANT),
 )
 
 # Promotion replaces the views in this order and every query names them in it: two transactions that lock the same

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from sqlalchemy import Engine, text
 
 from ingest.decode import Decoder
 from ingest.lookup import lookup
-from ingest.partitioning import partitioner
 from projector import decisions, generations, tables
 from projector.batch import Position
 from projector.decisions import Decision
@@ -51,8 +48,8 @@ SELECT topic, partition_number, record_offset, stream_key, state, reason
 
 INSERT = """
 INSERT INTO rxstore.decision
-       (action, topic, partition_number, record_offset, stream_key, stream_partition, why, decided_by)
-VALUES (:action, :topic, :partition, :offset, :stream_key, :stream_partition, :why, :decided_by)
+       (action, topic, topic_id, partition_number, record_offset, stream_key, stream_partition, why, decided_by)
+VALUES (:action, :topic, :topic_id, :partition, :offset, :stream_key, :stream_partition, :why, :decided_by)
 RETURNING id
 """
 
@@ -174,6 +171,7 @@ class Desk:
                     {
                         "action": action,
                         "topic": candidate.position.topic,
+                        "topic_id": self.generation.topic_id,
                         "partition": candidate.position.partition,
                         "offset": candidate.position.offset,
                         "stream_key": candidate.stream_key,
@@ -200,18 +198,22 @@ class Desk:
             return self.refold(session, decision.stream_key)
 
     def refold(self, session: Connection[Any], key: str) -> Refolded:
-        """Fold a prescription again in every generation that is fed; Refused when the log lost an event of it."""
+        """Fold a prescription again in every generation that is fed; Refused when the log lost an event of it.
+
+        Refused also while a generation is fed by another version, whose meaning this one does not know.
+        """
         refolded = None
         for generation in self._fed():
+            decode, partition_of = store.reading(generation)
             try:
                 found = refold(
                     session,
                     ReadModel(generation.schema),
-                    self.decode,
+                    decode,
                     lookup(lambda: make_reader(self.settings.kafka())),
                     topic=generation.topic,
                     key=key,
-                    partition=self.partition_of(key.encode()),
+                    partition=partition_of(key.encode()),
                 )
             except LogIncomplete as error:
                 raise Refused(f"{error}; nothing was changed") from error
@@ -222,8 +224,16 @@ class Desk:
         return refolded
 
     def _fed(self) -> list[Generation]:
+        """Return the generations that are fed and have read something; Refused when one means something else."""
         with self.engine.connect() as connection:
-            return [one for one in generations.every(connection) if one.state in decisions.ACTIVE]
+            fed = [one for one in generations.every(connection) if one.state in decisions.ACTIVE and one.partitions]
+        for generation in fed:
+            if (reason := store.other_meaning(generation)) is not None:
+                raise Refused(
+                    f"{reason}: a prescription is folded again in every generation that is fed, so finish the rebuild "
+                    "first; nothing was changed"
+                )
+        return fed
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Yield every decision, in the order in which they were made, for another installation or a safe place."""
@@ -243,6 +253,8 @@ class Desk:
             late: set[str] = set()
             for document in documents:
                 columns = ", ".join(DECISION_COLUMNS)
+                # Whoever imports says that the offsets are those of the topic that is read here.
+                document = {**document, "topic_id": self.generation.topic_id}
                 values = [document.get(name) for name in DECISION_COLUMNS]
                 session.execute(
                     f"INSERT INTO rxstore.decision ({columns}) OVERRIDING SYSTEM VALUE "
@@ -255,14 +267,14 @@ class Desk:
                 "SELECT setval(pg_get_serial_sequence('rxstore.decision', 'id'), max(id)), "
                 "setval('rxstore.decision_number', coalesce(max(number), 1)) FROM rxstore.decision HAVING count(*) > 0"
             )
-            for key in sorted(late):
-                self.refold(session, key)
             for generation in self._fed():
                 session.execute(
                     f"UPDATE {generation.schema}.checkpoint c SET decisions_applied = greatest(c.decisions_applied, "
                     "coalesce((SELECT max(d.number) FROM rxstore.decision d WHERE d.topic = c.topic "
                     "AND d.stream_partition = c.partition_number AND d.effect_offset <= c.next_offset), 0))"
                 )
+            for key in sorted(late):
+                self.refold(session, key)
         return len(documents)
 
     def wait(self, ids: Sequence[int], seconds: float) -> list[Applied]:
@@ -295,18 +307,8 @@ def desk(settings: Settings) -> Iterator[Desk]:
         generation = store.live_generation(engine)
         if generation.partitions is None:
             raise Refused(f"generation {generation.name} has read nothing yet: run 'rxstore project' first")
-        partition_of = partitioner(str(generation.settings["RXSTORE_PARTITIONER"]), generation.partitions)
-        decode = Decoder(
-            partition_of=partition_of,
-            max_value_bytes=int(generation.settings["RXSTORE_MAX_VALUE_BYTES"]),
-            strict_check_character=generation.settings["RXSTORE_CHECK_CHARACTER"] == "strict",
-        )
+        decode, partition_of = store.reading(generation)
         yield Desk(settings, engine, generation, decode, partition_of)
-
-
-def somebody() -> str:
-    """Return who decides when nobody says: the user and machine."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _check(candidate: Candidate, action: str) -> None:

@@ -94,26 +94,26 @@ class Fleet:
     def run(self, stopping: threading.Event, finished: Callable[[], bool] = lambda: False) -> None:
         """Keep the workers running until ``stopping`` is set or ``finished()`` says so; then stop them cleanly.
 
+        Raises Refused as ``watch`` does.
+        """
+        try:
+            self.start()
+            while not stopping.wait(0.2) and not finished():
+                self.watch()
+        finally:
+            self.stop()
+
+    def start(self) -> None:
+        """Start every worker."""
+        for index in range(self.workers):
+            self._start(index)
+
+    def watch(self) -> None:
+        """Start again the workers that ended.
+
         Raises Refused when a worker must not go on (the topic is not the generation's, rows are missing) or keeps
         dying.
         """
-        try:
-            for index in range(self.workers):
-                self._start(index)
-            while not stopping.wait(0.2) and not finished():
-                self._watch()
-        finally:
-            self._stop()
-
-    def _start(self, index: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(self.options, index, sending), name=f"rxstore-worker-{index}")
-        process.start()
-        sending.close()
-        self._members[index] = _Member(process, receiving, time.monotonic())
-
-    def _watch(self) -> None:
         for index, member in list(self._members.items()):
             if member.process.is_alive():
                 continue
@@ -132,7 +132,8 @@ class Fleet:
             )
             self._start(index)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop the workers between two batches, and kill those that do not stop in time."""
         for member in self._members.values():
             if member.process.is_alive():
                 member.process.terminate()
@@ -146,6 +147,15 @@ class Fleet:
                 member.process.kill()
                 member.process.join()
             self._gather(member)
+        self._members.clear()
+
+    def _start(self, index: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(self.options, index, sending), name=f"rxstore-worker-{index}")
+        process.start()
+        sending.close()
+        self._members[index] = _Member(process, receiving, time.monotonic())
 
     def _gather(self, member: _Member) -> None:
         with suppress(EOFError, OSError):
@@ -157,6 +167,7 @@ class Fleet:
 def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
     """Be one worker process, until told to stop or until the fleet's process is gone."""
     logs.configure(options.log_level, options.log_format)
+    logs.always(generation=ReadModel(options.schema).generation)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

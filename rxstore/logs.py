@@ -70,3 +70,14 @@ def configure(level_name: str, log_format: str) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, least in OTHERS.items():
         logging.getLogger(name).setLevel(max(level, least))
+
+
+def always(**extra: str) -> None:
+    """Put the same beside every line of this process from now on."""
+
+    def add(record: logging.LogRecord) -> bool:
+        vars(record).update(extra)
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(add)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import getpass
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +13,10 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Engine, create_engine
 
+from ingest.decode import Decoder
+from ingest.partitioning import partitioner
 from projector import generations
-from projector.definition import DEFINITION, major
+from projector.definition import DEFINITION, hashes, major
 from projector.generations import Generation, NotMigrated, SettingsDiffer
 from rxstore import broker
 from rxstore.errors import Refused, ServerUnavailable
@@ -74,16 +78,17 @@ class Log:
         return len(self.end_offsets)
 
 
-def describe_log(settings: Settings) -> Log:
-    """Ask the brokers for the configured topic; ServerUnavailable when it or they cannot be reached."""
+def describe_log(settings: Settings, topic: str | None = None) -> Log:
+    """Ask the brokers for a topic, the configured one by default; ServerUnavailable when it cannot be reached."""
+    name = topic or settings.topic
     with broker.admin_client(settings) as admin:
-        count = broker.partition_count(admin, settings.topic)
-        topic_id = None if count is None else _topic_id(admin, settings.topic)
+        count = broker.partition_count(admin, name)
+        topic_id = None if count is None else _topic_id(admin, name)
     if count is None:
         raise ServerUnavailable(
-            f"the topic {settings.topic} (RXSTORE_TOPIC) does not exist: create it with 'rxstore topics create'"
+            f"the topic {name} (RXSTORE_TOPIC) does not exist: create it with 'rxstore topics create'"
         )
-    partitions = [TopicPartition(settings.topic, number) for number in range(count)]
+    partitions = [TopicPartition(name, number) for number in range(count)]
     consumer = KafkaConsumer(
         **settings.kafka(),
         client_id="rxstore",
@@ -97,7 +102,7 @@ def describe_log(settings: Settings) -> Log:
     finally:
         consumer.close(autocommit=False)
     return Log(
-        settings.topic,
+        name,
         topic_id,
         {tp.partition: offset for tp, offset in first.items()},
         {tp.partition: offset for tp, offset in end.items()},
@@ -116,36 +121,78 @@ def generation_to_feed(settings: Settings, engine: Engine, log: Log) -> Generati
     Raises Refused otherwise: rows folded by another meaning, or from another log, would be wrong without a sign.
     """
     generation = live_generation(engine)
+    reason = other_meaning(generation) or other_settings(settings, generation) or other_log(generation, log)
+    if reason is not None:
+        raise Refused(reason)
+    return remember_topic(engine, generation, log)
+
+
+def other_meaning(generation: Generation) -> str | None:
+    """Why this version may not fold into a generation: its rows mean something else, or have another shape."""
     if major(generation.definition) != major(DEFINITION):
-        raise Refused(
+        return (
             f"generation {generation.name} has definition {generation.definition}, this version folds by {DEFINITION}: "
             "build a new generation with it, and keep feeding this one with the version that made it"
         )
+    if generation.hashes["tables"] != hashes()["tables"]:
+        return (
+            f"generation {generation.name} has other tables than this version's: build a new generation with it, and "
+            "keep feeding this one with the version that made it"
+        )
+    return None
+
+
+def other_settings(settings: Settings, generation: Generation) -> str | None:
+    """Why a generation is not the one that these settings ask for: the topic, or what changes meaning."""
     try:
         generations.check_settings(generation, meaning(settings))
     except SettingsDiffer as error:
-        raise Refused(str(error)) from error
-    if generation.topic != log.name:
-        raise Refused(
-            f"generation {generation.name} is built from topic {generation.topic}, RXSTORE_TOPIC is {log.name}: "
+        return str(error)
+    if generation.topic != settings.topic:
+        return (
+            f"generation {generation.name} is built from topic {generation.topic}, RXSTORE_TOPIC is {settings.topic}: "
             "set it back, or build a new generation"
         )
+    return None
+
+
+def other_log(generation: Generation, log: Log) -> str | None:
+    """Why a topic is not the one that a generation is built from; one that has read nothing takes it as it is."""
     if generation.partitions is None:
-        with engine.begin() as connection:
-            generations.remember_topic(connection, generation.name, topic_id=log.topic_id, partitions=log.partitions)
-        return live_generation(engine)
+        return None
     if generation.partitions != log.partitions:
-        raise Refused(
+        return (
             f"topic {log.name} has {log.partitions} partitions, generation {generation.name} was built from "
             f"{generation.partitions}: keys now belong elsewhere. Make a topic with the right number, copy the events "
             "and build a new generation from it"
         )
     if generation.topic_id is not None and log.topic_id is not None and generation.topic_id != log.topic_id:
-        raise Refused(
+        return (
             f"topic {log.name} was deleted and made again since generation {generation.name} was built from it: "
             "build a new generation from the new topic"
         )
-    return generation
+    return None
+
+
+def remember_topic(engine: Engine, generation: Generation, log: Log) -> Generation:
+    """Enter what the topic is when the generation reads it for the first time."""
+    if generation.partitions is not None:
+        return generation
+    with engine.begin() as connection:
+        generations.remember_topic(connection, generation.name, topic_id=log.topic_id, partitions=log.partitions)
+        found = generations.find(connection, generation.name)
+    return found or generation
+
+
+def reading(generation: Generation) -> tuple[Decoder, Callable[[bytes], int]]:
+    """How the records of a generation's topic are read, by its own settings; and where a key belongs."""
+    partition_of = partitioner(str(generation.settings["RXSTORE_PARTITIONER"]), generation.partitions or 1)
+    decode = Decoder(
+        partition_of=partition_of,
+        max_value_bytes=int(generation.settings["RXSTORE_MAX_VALUE_BYTES"]),
+        strict_check_character=generation.settings["RXSTORE_CHECK_CHARACTER"] == "strict",
+    )
+    return decode, partition_of
 
 
 def group_of(settings: Settings, generation: Generation) -> str:
@@ -154,3 +201,8 @@ def group_of(settings: Settings, generation: Generation) -> str:
     Two installations on one broker both have a g1; the moment of its registration tells them apart.
     """
     return f"{settings.group_id}-{generation.name}-{generation.registered_at:%Y%m%d%H%M%S%f}"
+
+
+def somebody() -> str:
+    """Return who decides when nobody says: the user and machine."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -7,7 +7,6 @@ import json
 import click
 
 from rxstore.cli.options import as_json, example, with_settings
-from rxstore.errors import Refused
 from rxstore.settings import Settings
 
 
@@ -24,10 +23,7 @@ def command(settings: Settings, as_json: bool) -> None:
     from rxstore import store
 
     with store.engine(settings) as engine:
-        try:
-            done = generations.migrate(engine, topic=settings.topic, settings=store.meaning(settings))
-        except generations.ShapeDiffers as error:
-            raise Refused(str(error)) from error
+        done = generations.migrate(engine, topic=settings.topic, settings=store.meaning(settings))
     if as_json:
         click.echo(json.dumps({"done": done}))
     else:

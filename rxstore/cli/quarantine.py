@@ -161,7 +161,7 @@ def _decide(
     **filters: Any,  # noqa: ANN401 - reason, stream, source, older_than
 ) -> None:
     from projector.batch import Position
-    from rxstore import decide
+    from rxstore import decide, store
 
     if bool(ids) == any(value is not None for value in filters.values()):
         raise WrongUse(
@@ -182,7 +182,7 @@ def _decide(
             return
         if not yes:
             _confirm(action, len(candidates))
-        decisions = desk.decide(action, candidates, why=why, who=who or decide.somebody())
+        decisions = desk.decide(action, candidates, why=why, who=who or store.somebody())
         applied = desk.wait(decisions, seconds)
     for one in applied:
         click.echo(json.dumps(one.as_json()) if as_json else _applied(one))
@@ -299,10 +299,10 @@ def _decision_line(decision: dict[str, Any]) -> str:
 @with_settings
 def undo(settings: Settings, decision: int, who: str | None, as_json: bool) -> None:
     """Revoke a decision, and fold that prescription again from the topic as if it had never been made."""
-    from rxstore import decide
+    from rxstore import decide, store
 
     with decide.desk(settings) as desk:
-        refolded = desk.undo(decision, who=who or decide.somebody())
+        refolded = desk.undo(decision, who=who or store.somebody())
     if as_json:
         click.echo(json.dumps({"decision": decision, "changed": refolded is not None and refolded.changed}))
     elif refolded is None:

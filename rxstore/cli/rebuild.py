@@ -1,8 +1,10 @@
-"""``rxstore rebuild``: rows made anew from the topic."""
+"""``rxstore rebuild``: a new read model beside the live one, and single prescriptions in place."""
 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 
 import click
 
@@ -10,10 +12,156 @@ from rxstore.cli.options import as_json, example, with_settings
 from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
+DEFAULT_MAX_LAG = 1_000
 
-@click.group(epilog=example("rxstore rebuild prescription 3AF2CB-C86002-0000BX"))
+max_lag = click.option(
+    "--max-lag",
+    type=click.IntRange(min=0),
+    default=DEFAULT_MAX_LAG,
+    show_default=True,
+    help="How many events it may be behind the end of the topic.",
+)
+
+
+@click.group(epilog=example("rxstore rebuild stage --workers 2", "rxstore rebuild prescription 3AF2CB-C86002-0000BX"))
 def command() -> None:
-    """Make rows anew from the topic."""
+    """Make rows anew from the topic: all of them beside the live ones, or those of single prescriptions in place.
+
+    stage registers a new generation and builds it, wait waits until it follows, promote makes it the live one and
+    rollback takes that back; abort drops one that was not promoted, retire the one that was live before.
+    """
+
+
+@command.command("stage", epilog=example("rxstore rebuild stage", "rxstore rebuild stage --name g2 --workers 2"))
+@click.option("--name", help="Its name; g and the next number by default.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=64),
+    help="Build it here with so many processes, and end when it is built; without, running projectors build it.",
+)
+@as_json
+@with_settings
+def stage(settings: Settings, name: str | None, workers: int | None, as_json: bool) -> None:
+    """Register a new generation beside the live one, and build it from the topic.
+
+    It is of this version's definition, of the settings as they are now and of the topic as it is now. Every running
+    projector of this version joins within seconds; without --workers the command leaves the work to them and returns
+    at once, with --workers it does it alone and returns when every event that was there has been folded. A build that
+    is stopped or killed goes on where it was.
+    """
+    from rxstore import rebuilding, store
+    from rxstore.feeding import CaughtUp, Feeder
+    from rxstore.progress import Progress
+
+    stopping = threading.Event()
+    with store.engine(settings) as engine:
+        generation = rebuilding.stage(settings, engine, name)
+        click.echo(f"staged generation {generation.name}, definition {generation.definition}", err=as_json)
+        state = generation.state
+        if workers is not None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stopping.set())
+            feeder = Feeder(settings, engine, workers, only=generation.name, all_or_none=True)
+            with Progress(f"build {generation.name}", "events") as progress:
+                try:
+                    feeder.start()
+                    feeder.run(stopping, CaughtUp(engine, tuple(feeder.fed.values()), progress))
+                finally:
+                    feeder.stop()
+            found = rebuilding.lag(settings, engine, generation.name)
+            state = found.generation.state
+            click.echo(f"{generation.name} is {state}, {found.events:,} events behind", err=as_json)
+    if as_json:
+        click.echo(json.dumps({"generation": generation.name, "definition": generation.definition, "state": state}))
+    elif workers is None:
+        click.echo(f"running projectors build it: 'rxstore rebuild wait {generation.name}' waits for them")
+    if stopping.is_set():
+        raise click.exceptions.Exit(1)
+
+
+@command.command("wait", epilog=example("rxstore rebuild wait --timeout 3600", "rxstore rebuild wait g2 --max-lag 0"))
+@click.argument("name", required=False)
+@max_lag
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait at most; for ever by default.")
+@as_json
+@with_settings
+def wait(settings: Settings, name: str | None, max_lag: int, timeout: float | None, as_json: bool) -> None:
+    """Wait until a generation is built and follows the topic; exit code 1 when time is up before.
+
+    Without NAME it is the one that is being built.
+    """
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        found = rebuilding.wait(settings, engine, name, max_lag=max_lag, timeout=timeout)
+    told = f"generation {found.generation.name} is {found.generation.state}, {found.events:,} events behind"
+    click.echo(json.dumps(found.as_json()) if as_json else told)
+    if not (found.ready and found.events <= max_lag):
+        raise click.exceptions.Exit(1)
+
+
+@command.command("promote", epilog=example("rxstore rebuild promote", "rxstore rebuild promote g2 --max-lag 100"))
+@click.argument("name", required=False)
+@max_lag
+@as_json
+@with_settings
+def promote(settings: Settings, name: str | None, max_lag: int, as_json: bool) -> None:
+    """Make a generation that is ready the live one, in one transaction.
+
+    Everybody who asks gets the old one before and the new one after. The old one is fed on, so that 'rxstore rebuild
+    rollback' loses nothing, until 'rxstore rebuild retire'.
+    """
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        live, previous = rebuilding.promote(settings, engine, name, max_lag=max_lag)
+    _tell(as_json, {"live": live, "previous": previous}, f"generation {live} is live, {previous} is kept and fed on")
+
+
+@command.command("rollback", epilog=example("rxstore rebuild rollback"))
+@max_lag
+@as_json
+@with_settings
+def rollback(settings: Settings, max_lag: int, as_json: bool) -> None:
+    """Make the generation that was live before the live one again, in one transaction.
+
+    The other one is ready again: it is fed on and can be promoted once more, or given up.
+    """
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        live, ready = rebuilding.roll_back(settings, engine, max_lag=max_lag)
+    _tell(as_json, {"live": live, "ready": ready}, f"generation {live} is live again, {ready} is ready and fed on")
+
+
+@command.command("abort", epilog=example("rxstore rebuild abort", "rxstore rebuild abort g2"))
+@click.argument("name", required=False)
+@as_json
+@with_settings
+def abort(settings: Settings, name: str | None, as_json: bool) -> None:
+    """Give a generation up that is being built or ready, and drop its tables; never the live or the previous one."""
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        gone = rebuilding.abort(engine, name)
+    _tell(as_json, {"abandoned": gone.name}, f"generation {gone.name} is abandoned and its tables are dropped")
+
+
+@command.command("retire", epilog=example("rxstore rebuild retire", "rxstore rebuild retire g1"))
+@click.argument("name", required=False)
+@as_json
+@with_settings
+def retire(settings: Settings, name: str | None, as_json: bool) -> None:
+    """Let the generation go that was live before, and drop its tables: there is no rollback after this."""
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        gone = rebuilding.retire(engine, name)
+    _tell(as_json, {"retired": gone.name}, f"generation {gone.name} is retired and its tables are dropped")
+
+
+def _tell(as_json: bool, document: dict[str, str], sentence: str) -> None:
+    click.echo(json.dumps(document) if as_json else sentence)
 
 
 @command.command("prescription", epilog=example("rxstore rebuild prescription 3AF2CB-C86002-0000BX"))

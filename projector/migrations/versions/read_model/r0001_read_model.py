@@ -41,6 +41,8 @@ def upgrade() -> None:
         sa.Column("leader_epoch", sa.Integer(), nullable=True),
         sa.Column("moved_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("caught_up_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("hold_at", sa.BigInteger(), nullable=True),
+        sa.Column("hold_until", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("topic", "partition_number", name="checkpoint_pkey"),
     )
     op.create_table(

@@ -1,0 +1,291 @@
+"""A new generation beside the live one: staged, noted as ready, promoted, rolled back, given up or retired.
+
+Each step is one transaction, and is entered in the register's history with who did it and on what evidence. Only one
+of these commands runs at a time; whoever is second is told so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, select, text, update
+
+from projector import generations, tables
+from projector.generations import MIGRATION_LOCK, Generation
+
+REBUILD_LOCK = MIGRATION_LOCK + 1
+# What a generation can be on its way to the views.
+CANDIDATE = ("building", "ready")
+
+GRANTS_ON_SCHEMA = """
+SELECT DISTINCT g.rolname, a.privilege_type
+  FROM pg_namespace n, aclexplode(n.nspacl) a JOIN pg_roles g ON g.oid = a.grantee
+ WHERE n.nspname = :schema AND a.grantee <> n.nspowner
+"""
+GRANTS_ON_TABLES = """
+SELECT DISTINCT c.relname, g.rolname, a.privilege_type
+  FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee
+ WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind = 'r' AND a.grantee <> c.relowner
+"""
+
+
+class AnotherRuns(Exception):
+    """Another rebuild command runs at this moment."""
+
+
+class WrongState(Exception):
+    """The generation is not in a state in which this can be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a generation's history."""
+
+    generation: str
+    action: str
+    done_by: str
+    done_at: datetime
+    details: dict[str, Any]
+
+
+@contextmanager
+def alone(engine: Engine) -> Iterator[None]:
+    """Be the only rebuild command inside the block; AnotherRuns when one is under way.
+
+    The lock belongs to a session of its own and goes with it, however the command ends.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": REBUILD_LOCK}).scalar_one():
+            raise AnotherRuns("another rebuild command is running: wait until it ends")
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": REBUILD_LOCK})
+
+
+# history --------------------------------------------------------------------------------------------------------------
+
+
+def note(connection: Connection, generation: str, action: str, *, who: str, details: Mapping[str, Any]) -> None:
+    """Enter a step in a generation's history."""
+    connection.execute(
+        insert(tables.generation_history).values(
+            generation=generation, action=action, done_by=who, details=dict(details)
+        )
+    )
+
+
+def history(connection: Connection, generation: str) -> list[Entry]:
+    """Return what became of a generation, oldest first."""
+    table = tables.generation_history
+    rows = connection.execute(select(table).where(table.c.generation == generation).order_by(table.c.id))
+    return [Entry(row.generation, row.action, row.done_by, row.done_at, dict(row.details)) for row in rows]
+
+
+# steps ----------------------------------------------------------------------------------------------------------------
+
+
+def next_name(connection: Connection) -> str:
+    """Return the name for the next generation: g and the number after the highest."""
+    numbers = [
+        int(one.name[1:]) for one in generations.every(connection) if one.name[0] == "g" and one.name[1:].isdigit()
+    ]
+    return f"g{max(numbers, default=0) + 1}"
+
+
+def stage(
+    connection: Connection,
+    name: str,
+    *,
+    topic: str,
+    topic_id: str | None,
+    first_offsets: Mapping[int, int],
+    settings: Mapping[str, Any],
+    who: str,
+) -> None:
+    """Make a generation's schema and enter it in the register as being built.
+
+    Every partition of the topic gets its checkpoint at once, so that one which nobody reads can be seen. The register
+    is locked last and for a moment: a decision that is just given its place either sees the new generation or comes
+    before its first batch (``projector.decisions.give_effect``).
+    """
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    if (known := generations.find(connection, name)) is not None:
+        raise WrongState(f"there is a generation {name} already ({known.state}): choose another name")
+    for other in generations.every(connection):
+        if other.state in CANDIDATE:
+            raise WrongState(
+                f"generation {other.name} is {other.state} already: promote it or give it up with "
+                f"'rxstore rebuild abort {other.name}' first"
+            )
+    live = generations.live(connection)
+    generations.build(connection, name)
+    schema = generations.schema_of(name)
+    connection.execute(
+        text(
+            f"INSERT INTO {schema}.checkpoint (topic, partition_number, next_offset, epoch, topic_id) "
+            "VALUES (:topic, :number, :first, 0, :topic_id)"
+        ),
+        [
+            {"topic": topic, "number": number, "first": first, "topic_id": topic_id}
+            for number, first in sorted(first_offsets.items())
+        ],
+    )
+    _grant_like(connection, live.schema, schema)
+    connection.execute(text("LOCK TABLE rxstore.generation IN EXCLUSIVE MODE"))
+    generations.register(
+        connection,
+        name,
+        state="building",
+        topic=topic,
+        settings=dict(settings),
+        topic_id=topic_id,
+        partitions=len(first_offsets),
+    )
+    begins = {str(number): first for number, first in sorted(first_offsets.items())}
+    note(connection, name, "staged", who=who, details={"topic": topic, "topic_id": topic_id, "from_offsets": begins})
+
+
+def note_ready(connection: Connection, generation: Generation, *, who: str) -> bool:
+    """Call a generation ready once every partition has been read to an end that it had; whether it is now."""
+    count, seen = connection.execute(
+        text(f"SELECT count(*), count(caught_up_at) FROM {generation.schema}.checkpoint WHERE topic = :topic"),
+        {"topic": generation.topic},
+    ).one()
+    if not count or seen < count or count != generation.partitions:
+        return False
+    became = connection.execute(
+        update(tables.generation)
+        .where(tables.generation.c.name == generation.name, tables.generation.c.state == "building")
+        .values(state="ready")
+    )
+    if became.rowcount:
+        note(connection, generation.name, "ready", who=who, details={"offsets": offsets(connection, generation)})
+    return True
+
+
+def promote(connection: Connection, name: str, *, who: str, details: Mapping[str, Any]) -> str:
+    """Point the views at a generation that is ready; what was live becomes the previous one. Return its name."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    generation = in_state(connection, name, "ready")
+    live = generations.live(connection)
+    for other in generations.every(connection):
+        if other.state == "previous":
+            raise WrongState(
+                f"generation {other.name} is kept for the way back already: 'rxstore rebuild retire {other.name}' first"
+            )
+    _switch(connection, live, "previous", generation, "promoted", who=who, details=details)
+    return live.name
+
+
+def roll_back(connection: Connection, *, who: str, details: Mapping[str, Any]) -> tuple[str, str]:
+    """Point the views back at the previous generation; what was live is ready again. Return both names, back first."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+    live, previous = generations.live(connection), previous_generation(connection)
+    _switch(connection, live, "ready", previous, "rolled_back_to", who=who, details=details)
+    return previous.name, live.name
+
+
+def _switch(
+    connection: Connection,
+    live: Generation,
+    becomes: str,
+    to: Generation,
+    action: str,
+    *,
+    who: str,
+    details: Mapping[str, Any],
+) -> None:
+    found = {
+        "instead_of": live.name,
+        "offsets": {one.name: offsets(connection, one) for one in (live, to)},
+        **details,
+    }
+    generations.show(connection, to.name)
+    _set_state(connection, live.name, becomes)
+    _set_state(connection, to.name, "live", promoted_at=func.clock_timestamp())
+    note(connection, to.name, action, who=who, details=found)
+    note(connection, live.name, becomes, who=who, details={"live": to.name})
+
+
+def give_up(connection: Connection, name: str, *, who: str) -> Generation:
+    """Take a generation that was never promoted, or was rolled back, out of what is fed; ``drop`` then drops it."""
+    generation = in_state(connection, name, *CANDIDATE)
+    _set_state(connection, name, "abandoned")
+    note(connection, name, "abandoned", who=who, details={"offsets": offsets(connection, generation)})
+    return generation
+
+
+def retire(connection: Connection, name: str, *, who: str) -> Generation:
+    """Take the previous generation out of what is fed: there is no way back after this."""
+    generation = in_state(connection, name, "previous")
+    _set_state(connection, name, "retired")
+    note(connection, name, "retired", who=who, details={"offsets": offsets(connection, generation)})
+    return generation
+
+
+def drop(connection: Connection, generation: Generation) -> None:
+    """Drop the tables of a generation that is no longer fed; never those of one that is."""
+    in_state(connection, generation.name, "abandoned", "retired")
+    connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+    connection.execute(text(f"DROP SCHEMA IF EXISTS {generation.schema} CASCADE"))
+
+
+# what they ask --------------------------------------------------------------------------------------------------------
+
+
+def in_state(connection: Connection, name: str, *states: str) -> Generation:
+    """Return a generation that is in one of these states; WrongState otherwise."""
+    generation = generations.find(connection, name)
+    if generation is None:
+        raise WrongState(f"there is no generation {name}: 'rxstore status' shows which there are")
+    if generation.state not in states:
+        raise WrongState(f"generation {name} is {generation.state}, not {' or '.join(states)}")
+    return generation
+
+
+def candidate(connection: Connection) -> Generation:
+    """Return the one generation that is being built or ready; WrongState when there is none."""
+    for generation in generations.every(connection):
+        if generation.state in CANDIDATE:
+            return generation
+    raise WrongState("no generation is being built: 'rxstore rebuild stage' begins one")
+
+
+def previous_generation(connection: Connection) -> Generation:
+    """Return the generation that was live before; WrongState when there is none."""
+    for generation in generations.every(connection):
+        if generation.state == "previous":
+            return generation
+    raise WrongState("no previous generation is kept: there is nothing to go back to")
+
+
+def offsets(connection: Connection, generation: Generation) -> dict[str, int]:
+    """Return the next offset of each partition."""
+    rows = connection.execute(
+        text(f"SELECT partition_number, next_offset FROM {generation.schema}.checkpoint WHERE topic = :topic"),
+        {"topic": generation.topic},
+    )
+    return {str(row[0]): int(row[1]) for row in sorted(rows.all())}
+
+
+def _set_state(connection: Connection, name: str, state: str, **values: Any) -> None:  # noqa: ANN401 - columns
+    connection.execute(update(tables.generation).where(tables.generation.c.name == name).values(state=state, **values))
+
+
+def _grant_like(connection: Connection, model: str, schema: str) -> None:
+    """Give every role the rights on a new schema that it has on another."""
+    rows = connection.execute(text(GRANTS_ON_SCHEMA), {"schema": model}).all()
+    for role, privilege in rows:
+        connection.exec_driver_sql(f"GRANT {privilege} ON SCHEMA {schema} TO {_quoted(connection, role)}")
+    for table, role, privilege in connection.execute(text(GRANTS_ON_TABLES), {"schema": model}).all():
+        if connection.dialect.has_table(connection, table, schema=schema):
+            connection.exec_driver_sql(f"GRANT {privilege} ON {schema}.{table} TO {_quoted(connection, role)}")
+
+
+def _quoted(connection: Connection, name: str) -> str:
+    return connection.dialect.identifier_preparer.quote(name)
