@@ -36,6 +36,7 @@ def record_of(polled: Any) -> Record:  # noqa: ANN401 - kafka-python's ConsumerR
 def lookup(make_consumer: Callable[[], KafkaConsumer]) -> Lookup:
     """Return a function that reads records by position; those that the log no longer has are missing in its answer.
 
+    It raises a KafkaError when the brokers do not answer in time: nobody knows then what the log has.
     ``make_consumer`` makes a consumer without a group.
     """
 
@@ -85,3 +86,5 @@ def _read_partition(
                 found[mine.position] = mine
         # A wanted offset that was passed without a record is a hole: an aborted transaction, or a marker.
         wanted = [offset for offset in wanted if offset > reached]
+    if wanted:
+        raise KafkaTimeoutError(f"the brokers sent nothing of {partition.topic} for {PATIENCE_SECONDS:.0f} seconds")

@@ -17,7 +17,8 @@ from projector.batch import Decode, Position, Reason, Record
 from projector.decisions import Decision
 from projector.prescription import Prescription
 from projector.read_model import TABLES, ReadModel
-from projector.stream import POSITION_BYTES, Arrival, FoldedStream, History, Retry, SetAside, Skip, Stream, fold
+from projector.story import positions
+from projector.stream import Arrival, FoldedStream, History, Retry, SetAside, Skip, Stream, fold
 
 Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
 
@@ -71,29 +72,27 @@ def refold(
     return Refolded(key, stored.prescription, folded.prescription)
 
 
-def positions(history: History, topic: str) -> list[Position]:
-    """Return where the events that folded stand, in the order in which they folded."""
-    packed = history.positions
-    return [
-        Position(topic, int.from_bytes(packed[at : at + 4], "big"), int.from_bytes(packed[at + 4 : at + 12], "big"))
-        for at in range(0, len(packed), POSITION_BYTES)
-    ]
-
-
 def story(
     records: Sequence[Record], rows: Sequence[SetAside], made: Sequence[Decision], decode: Decode, *, partition: int
 ) -> list[Arrival]:
     """Return what happened to a stream in its order: its records, and decisions before the offset of their effect."""
+    return [arrival for arrival, _ in happenings(records, rows, made, decode, partition=partition)]
+
+
+def happenings(
+    records: Sequence[Record], rows: Sequence[SetAside], made: Sequence[Decision], decode: Decode, *, partition: int
+) -> list[tuple[Arrival, Decision | None]]:
+    """Return the same, each retry and skip with the decision that it comes from."""
     marks = {row.position: replace(row, state="open") for row in rows if row.reason is Reason.MISROUTED}
     by_position = {record.position: record for record in records}
     waiting = [decision for decision in made if decision.effect_offset is not None]
-    arrivals: list[Arrival] = []
+    arrivals: list[tuple[Arrival, Decision | None]] = []
     for record in sorted(records, key=lambda record: record.position.offset):
         if record.position.partition != partition:
             continue
         while waiting and (waiting[0].effect_offset or 0) <= record.position.offset:
             arrivals += _decided(waiting.pop(0), by_position, marks, decode)
-        arrivals.append(decode(record))
+        arrivals.append((decode(record), None))
     for decision in waiting:
         arrivals += _decided(decision, by_position, marks, decode)
     return arrivals
@@ -101,21 +100,21 @@ def story(
 
 def _decided(
     decision: Decision, records: dict[Position, Record], marks: dict[Position, SetAside], decode: Decode
-) -> list[Arrival]:
+) -> list[tuple[Arrival, Decision]]:
     mark = marks.get(decision.position)
     if decision.action == "skip":
-        return [Skip(decision.position, mark)]
+        return [(Skip(decision.position, mark), decision)]
     record = records.get(decision.position)
     if record is None:
         return []
     item = decode(record) if mark is None else decode.regardless_of_place(record)
-    return [Retry(decision.position, item, mark)]
+    return [(Retry(decision.position, item, mark), decision)]
 
 
 def _records(history: History, rows: Sequence[SetAside], lookup: Lookup, *, topic: str, partition: int) -> list[Record]:
     """Return the stream's records: those set aside as they were kept, those that folded from the log."""
     kept = {row.position: row.record for row in rows if row.record is not None}
-    wanted = [position for position in positions(history, topic) if position not in kept]
+    wanted = [position for position in positions(history.positions, topic) if position not in kept]
     found = lookup(wanted)
     missing = [position for position in wanted if position not in found]
     if missing:

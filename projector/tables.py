@@ -241,6 +241,17 @@ set_aside = Table(
         "nhs_number",
         postgresql_where=text("nhs_number IS NOT NULL AND state IN ('open', 'parked')"),
     ),
+    # What publishers ask: what became of this event of mine, and which of mine are set aside.
+    Index("set_aside_event_key_ix", "event_key", postgresql_where=text("event_key IS NOT NULL")),
+    Index(
+        "set_aside_event_source_ix",
+        "event_source",
+        "state",
+        "topic",
+        "partition_number",
+        "record_offset",
+        postgresql_where=text("event_source IS NOT NULL"),
+    ),
 )
 
 checkpoint = Table(
@@ -331,11 +342,26 @@ VIEWS: dict[str, str] = {
                    AND ((s.state = 'open' AND s.reason <> 'deleted')
                         OR (s.state = 'parked' AND s.reason IN ('sequence_gap', 'behind_block')))
                    AND (SELECT d.kind FROM {schema}.prescription d
-                         WHERE d.stream_key = s.stream_key) IS DISTINCT FROM 'deleted' AS counts
+                         WHERE d.stream_key = s.stream_key) IS DISTINCT FROM 'deleted' AS counts,
+               s.event_key
           FROM {schema}.set_aside s
     """,
     "checkpoint": """
         SELECT topic, partition_number, next_offset, epoch, owner, moved_at, caught_up_at
           FROM {schema}.checkpoint
+    """,
+    # What a stream remembers of its events, one row each, in the order in which they folded. A deletion forgets where
+    # they stand. To be asked by stream_key: each row is cut out of its prescription's.
+    "event": """
+        SELECT p.stream_key, n.version, substring(p.folded_keys FROM n.version * 16 - 15 FOR 16) AS event_key,
+               CASE WHEN length(p.folded_positions) >= n.version * 12 THEN
+                   ('x' || encode(substring(p.folded_positions FROM n.version * 12 - 11 FOR 4), 'hex'))::bit(32)::int
+               END AS partition_number,
+               CASE WHEN length(p.folded_positions) >= n.version * 12 THEN
+                   ('x' || encode(substring(p.folded_positions FROM n.version * 12 - 7 FOR 8), 'hex'))::bit(64)::bigint
+               END AS record_offset,
+               p.kind = 'deleted' AS deleted
+          FROM {schema}.prescription p
+         CROSS JOIN LATERAL generate_series(1, length(p.folded_keys) / 16) AS n (version)
     """,
 }

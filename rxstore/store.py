@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -186,13 +186,17 @@ def remember_topic(engine: Engine, generation: Generation, log: Log) -> Generati
 
 def reading(generation: Generation) -> tuple[Decoder, Callable[[bytes], int]]:
     """How the records of a generation's topic are read, by its own settings; and where a key belongs."""
-    partition_of = partitioner(str(generation.settings["RXSTORE_PARTITIONER"]), generation.partitions or 1)
-    decode = Decoder(
-        partition_of=partition_of,
-        max_value_bytes=int(generation.settings["RXSTORE_MAX_VALUE_BYTES"]),
-        strict_check_character=generation.settings["RXSTORE_CHECK_CHARACTER"] == "strict",
+    decode = decoder(generation.settings, generation.partitions or 1)
+    return decode, decode.partition_of
+
+
+def decoder(meaning: Mapping[str, Any], partitions: int) -> Decoder:
+    """How records of a topic are read, by the settings that a generation was built with."""
+    return Decoder(
+        partition_of=partitioner(str(meaning["RXSTORE_PARTITIONER"]), partitions),
+        max_value_bytes=int(meaning["RXSTORE_MAX_VALUE_BYTES"]),
+        strict_check_character=meaning["RXSTORE_CHECK_CHARACTER"] == "strict",
     )
-    return decode, partition_of
 
 
 def group_of(settings: Settings, generation: Generation) -> str:

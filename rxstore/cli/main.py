@@ -30,6 +30,7 @@ COMMANDS = {
     "serve": "Run the query API.",
     "status": "How far the projector is, and whether anything needs attention.",
     "quarantine": "What was set aside, and why; retry, skip and undo.",
+    "explain": "The story of one prescription.",
     "rebuild": "Make rows anew from the topic.",
     "archive": "The topic in files, for a rebuild that retention cannot hinder.",
     "settings": "Every setting with its value, default and meaning.",

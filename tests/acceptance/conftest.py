@@ -153,17 +153,22 @@ def eventually(question: Callable[[], bool], seconds: float = PATIENCE_SECONDS) 
 @pytest.fixture
 def system(migrated_database_url: str, broker: str, topic: str, tmp_path: Path) -> System:
     """An installation that is migrated, with an empty topic."""
+    return installed(migrated_database_url, broker, topic, tmp_path)
+
+
+def installed(database_url: str, broker: str, topic: str, directory: Path) -> System:
+    """Return an installation in a migrated database and an empty topic."""
     made = System(
         {
-            "RXSTORE_DATABASE_URL": migrated_database_url,
+            "RXSTORE_DATABASE_URL": database_url,
             "RXSTORE_KAFKA_BOOTSTRAP_SERVERS": broker,
             "RXSTORE_TOPIC": topic,
             "RXSTORE_GROUP_ID": f"group-of-{topic}",
             "RXSTORE_SESSION_TIMEOUT_MS": "6000",
             "RXSTORE_LOG_LEVEL": "warning",
         },
-        tmp_path,
+        directory,
     )
-    with psycopg.connect(migrated_database_url) as connection:
+    with psycopg.connect(database_url) as connection:
         connection.execute("UPDATE rxstore.generation SET topic = %s", (topic,))
     return made

@@ -32,7 +32,15 @@ class Publisher:
         self.streams += 1
         return with_check_character(f"{self.streams:06X}-Z99901-{self.streams:05X}")
 
-    def send(self, payload: dict | bytes, subject: str, *, key: str | None = None, shift: int = 0) -> None:
+    def send(
+        self,
+        payload: dict | bytes,
+        subject: str,
+        *,
+        key: str | None = None,
+        shift: int = 0,
+        timestamp_ms: int | None = None,
+    ) -> None:
         value = payload if isinstance(payload, bytes) else orjson.dumps(payload)
         stream_key = (key or subject)[:-1].encode()
         place = partition_of(subject[:-1].encode()) + shift
@@ -42,6 +50,7 @@ class Publisher:
             key=stream_key,
             partition=place % PARTITIONS,
             headers=[("content-type", b"application/cloudevents+json")],
+            timestamp_ms=timestamp_ms,
         ).get(10)
 
     def create(self, subject: str, sequence: str | None = "1", **overrides: object) -> None:

@@ -38,6 +38,8 @@ def upgrade() -> None:
         schema="rxstore",
     )
     op.execute("CREATE SEQUENCE rxstore.decision_number")
+    # They are part of a prescription's history, which the API tells.
+    op.execute("GRANT SELECT ON rxstore.decision TO rxstore_reader")
 
 
 def downgrade() -> None:

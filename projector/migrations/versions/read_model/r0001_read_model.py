@@ -164,6 +164,20 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("nhs_number IS NOT NULL AND state IN ('open', 'parked')"),
     )
+    op.create_index(
+        "set_aside_event_key_ix",
+        "set_aside",
+        ["event_key"],
+        unique=False,
+        postgresql_where=sa.text("event_key IS NOT NULL"),
+    )
+    op.create_index(
+        "set_aside_event_source_ix",
+        "set_aside",
+        ["event_source", "state", "topic", "partition_number", "record_offset"],
+        unique=False,
+        postgresql_where=sa.text("event_source IS NOT NULL"),
+    )
     op.create_index("set_aside_stream_key_ix", "set_aside", ["stream_key"])
     op.create_index(
         "set_aside_open_ix",
