@@ -8,7 +8,7 @@ they depend on the log alone, so a rebuild comes to the same rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from math import inf
@@ -23,6 +23,7 @@ from schemas.values import value
 
 KEY_BYTES = 16
 POSITION_BYTES = 12
+MANY = 16  # parked events from which on a set of what folded is sooner made than searched through for each
 
 
 class History(NamedTuple):
@@ -44,6 +45,10 @@ class History(NamedTuple):
         while at % KEY_BYTES and at >= 0:
             at = self.keys.find(key, at + 1)
         return at >= 0
+
+    def each_key(self) -> Iterator[bytes]:
+        """Yield the idempotency keys in the order in which their events folded."""
+        return (self.keys[at : at + KEY_BYTES] for at in range(0, len(self.keys), KEY_BYTES))
 
     @property
     def version(self) -> int:
@@ -270,6 +275,7 @@ class _Folding:
         "prescription",
         "removed",
         "saved",
+        "seen",
         "stream",
     )
 
@@ -278,6 +284,7 @@ class _Folding:
         self.defects = defects
         self.noted = noted
         self.attempts = 0
+        self.seen: set[bytes] | None = None
         self.prescription = stream.prescription
         self.history = stream.history
         self.open = list(stream.open)
@@ -322,12 +329,15 @@ class _Folding:
             return inf
         return min((record.stands_at for record in self.open if record.blocks), default=inf)
 
+    def has(self, key: bytes) -> bool:
+        return self.history.has(key) if self.seen is None else key in self.seen
+
     # what arrives -----------------------------------------------------------------------------------------------------
 
     def accept(self, item: Accepted) -> None:
         """An event that keeps the contract arrives: duplicate, repair, blocked, then whether it may fold."""
         key = item.event.envelope.key
-        if self.history.has(key):
+        if self.has(key):
             self.counts.duplicates += 1
             return
         stands_at = item.record.position.offset
@@ -413,6 +423,8 @@ class _Folding:
         self.prescription = evolve(self.prescription, event)
         self.history = _remembering(self.history, item, has_sequences)
         self.counts.folded += 1
+        if self.seen is not None:
+            self.seen.add(event.envelope.key)
         if isinstance(event, Deleted):
             self.forget()
         if self.noted is not None:
@@ -461,7 +473,7 @@ class _Folding:
         """A misrouted record folds at the stream's present place, or leaves its mark."""
         if isinstance(item, Quarantined) or self.first_block() < inf:
             return
-        if self.history.has(item.event.envelope.key):
+        if self.has(item.event.envelope.key):
             self.counts.duplicates += 1
         elif self.attempt(item, item.record.position.offset) is not Outcome.FOLDED:
             self.parked.pop(mark.position, None)
@@ -529,6 +541,8 @@ class _Folding:
         if self.stream.has_parked and self.stream.parked is None:
             raise AssertionError("needs_parked said that the parked records are not needed")
         waiting = self.in_order()
+        if self.seen is None and len(waiting) > MANY:
+            self.seen = set(self.history.each_key())
         stayed: list[Parked] = []
         while waiting:
             parked = waiting.popleft()
@@ -563,7 +577,7 @@ class _Folding:
         if isinstance(item, Quarantined):
             self.set_open(_set_aside(item, record.stands_at, "open", item.reason, item.errors))
             return Outcome.QUARANTINED
-        if self.history.has(item.event.envelope.key):
+        if self.has(item.event.envelope.key):
             self.counts.duplicates += 1
             self.remove(record.position)
             return Outcome.DUPLICATE
