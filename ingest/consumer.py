@@ -25,7 +25,7 @@ from ingest.readability import Readability
 from ingest.retry import Backoff
 from projector import checkpoints, decisions, set_aside
 from projector.batch import Accepted, Decode, Quarantined
-from projector.checkpoints import Claim, FencingLost, TopicMismatch
+from projector.checkpoints import Claim, FencingLost, Held, TopicMismatch
 from projector.decisions import DecisionsDue
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
@@ -39,6 +39,7 @@ ENDS_EVERY_SECONDS = 1.0
 ENDS_TIMEOUT_MS = 2_000
 COMMIT_EVERY_SECONDS = 1.0
 HOLD_SLICE_SECONDS = 0.5
+HELD_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -246,6 +247,12 @@ class Worker:
                 before, batch = batch.cut(due.offsets, self._claims)
                 self._project(consumer, assignment, before)
                 self._apply_decisions(consumer)
+            except Held as held:
+                before, batch = batch.cut(held.offsets, self._claims)
+                self._project(consumer, assignment, before)
+                self._apply_decisions(consumer)
+                self._stand_still(consumer, HELD_SECONDS)
+                batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
             except psycopg.errors.SerializationFailure as error:
                 metrics.RETRIES.labels(type(error).__name__).inc()
                 batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
@@ -395,16 +402,20 @@ class Worker:
         self._forget()
 
     def _wait(self, consumer: KafkaConsumer, error: Exception) -> None:
-        """Pause before the same thing again, and stay in the group meanwhile by polling with everything paused."""
+        """Pause before the same thing again."""
         metrics.RETRIES.labels(type(error).__name__).inc()
         pause = self._backoff.next_pause()
         log.warning("waiting %.1f s and trying again: %s", pause, _without_data(error), extra={"action": "retry"})
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._runner is not None:
             # This server is no primary (any more): a new session may find the one that is.
             self._runner.connection.close()
+        self._stand_still(consumer, pause)
+
+    def _stand_still(self, consumer: KafkaConsumer, seconds: float) -> None:
+        """Read nothing for a while, and stay in the group by polling with everything paused."""
         held = consumer.assignment()
         consumer.pause(*held)
-        until = time.monotonic() + pause
+        until = time.monotonic() + seconds
         while time.monotonic() < until and not self.stopping.wait(min(HOLD_SLICE_SECONDS, until - time.monotonic())):
             with suppress(KafkaError):
                 self._ask(consumer, 0, 1)

@@ -20,6 +20,14 @@ class FencingLost(Exception):
     """Another worker has claimed the partition, or somebody moved its checkpoint: drop the assignment and rejoin."""
 
 
+class Held(Exception):
+    """A batch would go beyond where its partitions are held for a moment: ``offsets`` says where to cut it."""
+
+    def __init__(self, offsets: Mapping[int, int]) -> None:
+        super().__init__(f"partitions are held at {dict(offsets)}")
+        self.offsets = offsets
+
+
 class TopicMismatch(Exception):
     """The topic is not the one that the checkpoint describes: stop before anything is folded from the wrong log."""
 
@@ -82,12 +90,17 @@ def move(
     next_offsets: Mapping[int, int],
     leader_epochs: Mapping[int, int],
 ) -> None:
-    """Move the checkpoints of a batch, in the order of their partitions; FencingLost when any is not as believed."""
+    """Move the checkpoints of a batch, in the order of their partitions; FencingLost when any is not as believed.
+
+    Raises Held when the batch goes beyond where somebody who compares generations holds a partition at this moment.
+    """
+    bounds: dict[int, int] = {}
     for partition in sorted(next_offsets):
         held = claims[partition]
         cursor.execute(
             f"UPDATE {schema}.checkpoint SET next_offset = %s, leader_epoch = %s, moved_at = now() "
-            "WHERE topic = %s AND partition_number = %s AND next_offset = %s AND epoch = %s",
+            "WHERE topic = %s AND partition_number = %s AND next_offset = %s AND epoch = %s "
+            "RETURNING CASE WHEN hold_until > clock_timestamp() THEN hold_at END",
             (
                 next_offsets[partition],
                 leader_epochs.get(partition),
@@ -98,11 +111,16 @@ def move(
             ),
             prepare=True,
         )
-        if cursor.rowcount != 1:
+        row = cursor.fetchone()
+        if row is None:
             raise FencingLost(
                 f"{held.topic}[{partition}] is no longer at offset {held.next_offset} under epoch {held.epoch}: "
                 "another worker took it over, or its checkpoint was moved"
             )
+        if row[0] is not None and row[0] < next_offsets[partition]:
+            bounds[partition] = row[0]
+    if bounds:
+        raise Held(bounds)
 
 
 def still_hold(connection: Connection[Any], schema: str, claims: Mapping[int, Claim]) -> bool:

@@ -86,6 +86,12 @@ def history(connection: Connection, generation: str) -> list[Entry]:
     return [Entry(row.generation, row.action, row.done_by, row.done_at, dict(row.details)) for row in rows]
 
 
+def last(connection: Connection, generation: str, action: str) -> Entry | None:
+    """Return the last entry of one kind in a generation's history."""
+    found = [entry for entry in history(connection, generation) if entry.action == action]
+    return found[-1] if found else None
+
+
 # steps ----------------------------------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from psycopg import errors
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from projector import generations, rebuild
+from projector import verify as verifying
 from projector.generations import Generation, NotMigrated
 from projector.rebuild import AnotherRuns, WrongState
+from projector.verify import Comparison, NotTogether
 from rxstore import store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.progress import Progress
@@ -23,6 +25,10 @@ from rxstore.settings import Settings
 
 Done = TypeVar("Done")
 
+# Live stands still while the other comes up to it, so it may not be further behind than this.
+VERIFY_MAX_LAG = 1_000
+# To bring both generations to the same offsets.
+TOGETHER_ATTEMPTS = 3
 # A switch waits two seconds for readers, then lets those behind it pass and tries again.
 ATTEMPTS = 20
 LONGEST_PAUSE_SECONDS = 1.0
@@ -99,6 +105,129 @@ def wait(settings: Settings, engine: Engine, name: str | None, *, max_lag: int, 
     return found
 
 
+def verify(
+    settings: Settings, engine: Engine, name: str | None, *, another_topic: bool = False
+) -> tuple[Generation, Comparison]:
+    """Compare a ready generation with the live one and enter what came of it; Refused when there is no point.
+
+    Tries again when they do not come to the same offsets at once, as when workers have just changed.
+    """
+    with _refusing(), rebuild.alone(engine):
+        with engine.connect() as connection:
+            chosen = name or rebuild.candidate(connection).name
+        _within(settings, engine, chosen, VERIFY_MAX_LAG)
+        with engine.connect() as connection:
+            live, new = generations.live(connection), rebuild.in_state(connection, chosen, "ready")
+            _check_read(settings, connection, live, new, another_topic=another_topic)
+        began = time.monotonic()
+        comparison = _compared(engine, live, new, same_log=not _other_topic(live, new))
+        details = {
+            "against": live.name,
+            "definitions": {live.name: live.definition, new.name: new.definition},
+            "seconds": round(time.monotonic() - began, 2),
+            **comparison.as_json(),
+        }
+        with engine.begin() as connection:
+            rebuild.note(connection, new.name, "verified", who=store.somebody(), details=details)
+    return new, comparison
+
+
+def _compared(engine: Engine, live: Generation, new: Generation, *, same_log: bool) -> Comparison:
+    if not same_log:
+        snapshot = engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with snapshot:
+            return verifying.compare(snapshot, live, new, None)
+    for attempt in range(1, TOGETHER_ATTEMPTS + 1):
+        try:
+            with verifying.together(engine, live, new) as (snapshot, offsets):
+                return verifying.compare(snapshot, live, new, offsets)
+        except NotTogether as error:
+            if attempt == TOGETHER_ATTEMPTS:
+                raise Refused(f"{error}: see that projectors feed both ('rxstore status'), then try again") from error
+            time.sleep(LOOK_EVERY_SECONDS)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _check_read(
+    settings: Settings, connection: Connection, live: Generation, new: Generation, *, another_topic: bool
+) -> None:
+    """Refuse a generation that read nothing, something else, or not all of it, whatever its rows say."""
+    if _other_topic(live, new) and not another_topic:
+        raise Refused(
+            f"generation {new.name} is built from another topic than {live.name} ({_topic(new)}, not {_topic(live)}): "
+            "give it up and stage it from the right one, or say --another-topic when it holds the same events"
+        )
+    log = store.describe_log(settings, new.topic)
+    if (reason := store.other_log(new, log)) is not None:
+        raise Refused(reason)
+    rows = connection.execute(
+        text(f"SELECT topic, partition_number, epoch, caught_up_at FROM {new.schema}.checkpoint"),
+    ).all()
+    read = {row.partition_number for row in rows if row.topic == new.topic and row.epoch and row.caught_up_at}
+    if missing := sorted(set(log.end_offsets) - read):
+        raise Refused(
+            f"generation {new.name} has never read partition {missing[0]} of {new.topic} to its end"
+            + (f", and {len(missing) - 1} others" if missing[1:] else "")
+            + ": see that a projector feeds it ('rxstore status')"
+        )
+    if not _has_rows(connection, new) and _has_rows(connection, live):
+        raise Refused(
+            f"generation {new.name} holds nothing while {live.name} does: is {new.topic} the right topic, and are the "
+            "events still there?"
+        )
+
+
+def _other_topic(live: Generation, new: Generation) -> bool:
+    has_ids = live.topic_id is not None and new.topic_id is not None
+    return (
+        live.topic != new.topic
+        or live.partitions != new.partitions
+        or (has_ids and live.topic_id != new.topic_id)
+        or live.settings.get("RXSTORE_PARTITIONER") != new.settings.get("RXSTORE_PARTITIONER")
+    )
+
+
+def _topic(generation: Generation) -> str:
+    return f"{generation.topic} with {generation.partitions} partitions and id {generation.topic_id}"
+
+
+def _has_rows(connection: Connection, generation: Generation) -> bool:
+    schema = generation.schema
+    question = f"SELECT EXISTS (SELECT FROM {schema}.prescription) OR EXISTS (SELECT FROM {schema}.set_aside)"
+    return bool(connection.execute(text(question)).scalar_one())
+
+
+def accept(engine: Engine, name: str | None, digest: str, *, why: str | None) -> Generation:
+    """Accept exactly the differences that the last comparison found, by their digest."""
+    with _refusing(), rebuild.alone(engine), engine.begin() as connection:
+        chosen = name or rebuild.candidate(connection).name
+        generation = rebuild.in_state(connection, chosen, "ready")
+        found = rebuild.last(connection, chosen, "verified")
+        if found is None or found.details["digest"] != digest:
+            last = "it was never compared" if found is None else f"its last comparison has {found.details['digest']}"
+            raise Refused(f"generation {chosen} has no differences with digest {digest}: {last}")
+        details = {"digest": digest, "against": found.details["against"], "why": why}
+        rebuild.note(connection, chosen, "accepted", who=store.somebody(), details=details)
+    return generation
+
+
+def _evidence(connection: Connection, live: Generation, new: Generation) -> dict[str, Any]:
+    """Return what a promotion rests on; Refused without a comparison with what is live that is clean or accepted."""
+    found = rebuild.last(connection, new.name, "verified")
+    if found is None or found.details["against"] != live.name:
+        raise Refused(f"generation {new.name} was not compared with {live.name}: 'rxstore rebuild verify' first")
+    evidence = {"digest": found.details["digest"], "verified_at": found.done_at.isoformat()}
+    if found.details["clean"]:
+        return evidence
+    accepted = rebuild.last(connection, new.name, "accepted")
+    if accepted is None or accepted.details["digest"] != found.details["digest"]:
+        raise Refused(
+            f"generation {new.name} differs from {live.name} and nobody has accepted how: look at 'rxstore rebuild "
+            f"verify', then accept it with --accept {found.details['digest']}"
+        )
+    return {**evidence, "accepted_by": accepted.done_by, "accepted_at": accepted.done_at.isoformat()}
+
+
 def promote(settings: Settings, engine: Engine, name: str | None, *, max_lag: int) -> tuple[str, str]:
     """Make a ready generation the live one; return its name and that of the one before."""
     with _refusing(), rebuild.alone(engine):
@@ -106,12 +235,15 @@ def promote(settings: Settings, engine: Engine, name: str | None, *, max_lag: in
             chosen = name or rebuild.candidate(connection).name
             rebuild.in_state(connection, chosen, *rebuild.CANDIDATE)
         behind = _within(settings, engine, chosen, max_lag)
-        return chosen, _step(
-            engine,
-            lambda connection: rebuild.promote(
-                connection, chosen, who=store.somebody(), details={"lag_events": behind.events, "max_lag": max_lag}
-            ),
-        )
+        with engine.connect() as connection:
+            live, new = generations.live(connection), rebuild.in_state(connection, chosen, "ready")
+            _check_read(settings, connection, live, new, another_topic=True)
+
+        def step(connection: Connection) -> str:
+            details = {"lag_events": behind.events, "max_lag": max_lag, **_evidence(connection, live, new)}
+            return rebuild.promote(connection, chosen, who=store.somebody(), details=details)
+
+        return chosen, _step(engine, step)
 
 
 def roll_back(settings: Settings, engine: Engine, *, max_lag: int) -> tuple[str, str]:

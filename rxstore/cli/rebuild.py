@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from typing import TYPE_CHECKING
 
 import click
 
 from rxstore.cli.options import as_json, example, with_settings
 from rxstore.errors import WrongUse
 from rxstore.settings import Settings
+
+if TYPE_CHECKING:
+    from projector.verify import Comparison
 
 DEFAULT_MAX_LAG = 1_000
 
@@ -27,8 +31,9 @@ max_lag = click.option(
 def command() -> None:
     """Make rows anew from the topic: all of them beside the live ones, or those of single prescriptions in place.
 
-    stage registers a new generation and builds it, wait waits until it follows, promote makes it the live one and
-    rollback takes that back; abort drops one that was not promoted, retire the one that was live before.
+    stage registers a new generation and builds it, wait waits until it follows, verify compares it with the live one,
+    promote makes it the live one and rollback takes that back; abort drops one that was not promoted, retire the one
+    that was live before.
     """
 
 
@@ -100,6 +105,54 @@ def wait(settings: Settings, name: str | None, max_lag: int, timeout: float | No
         raise click.exceptions.Exit(1)
 
 
+@command.command("verify", epilog=example("rxstore rebuild verify", "rxstore rebuild verify --accept 0123456789abcdef"))
+@click.argument("name", required=False)
+@click.option("--accept", metavar="DIGEST", help="Accept exactly the differences that were found, by their digest.")
+@click.option("--why", help="Why they are accepted, for the record.")
+@click.option("--another-topic", is_flag=True, help="It is built from another topic, which holds the same events.")
+@as_json
+@with_settings
+def verify(
+    settings: Settings, name: str | None, accept: str | None, why: str | None, another_topic: bool, as_json: bool
+) -> None:
+    """Compare a generation that is ready with the live one, row by row; exit code 1 when they differ.
+
+    Both are brought to the same offsets: workers stand still for a moment, then go on while a snapshot is compared.
+    What differs is grouped by what it has in common; the digest names exactly these differences, and promote asks for
+    a comparison that found none, or whose digest was accepted.
+    """
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        if accept is not None:
+            accepted = rebuilding.accept(engine, name, accept, why=why)
+            _tell(as_json, {"accepted": accept}, f"the differences {accept} of {accepted.name} are accepted")
+            return
+        new, found = rebuilding.verify(settings, engine, name, another_topic=another_topic)
+    if as_json:
+        click.echo(json.dumps({"generation": new.name, **found.as_json()}))
+    else:
+        click.echo("\n".join(_comparison(new.name, found)))
+    if not found.is_clean:
+        raise click.exceptions.Exit(1)
+
+
+def _comparison(name: str, found: Comparison) -> list[str]:
+    where = "at the same offsets" if found.offsets is not None else "without places in the log, which are others"
+    lines = [f"generation {name} and the live one, compared {where}", ""]
+    lines += [f"  {'':22} {'live':>12} {'new':>12} {'differing':>12}"]
+    lines += [f"  {table:22} {c.live:>12,} {c.new:>12,} {c.differing:>12,}" for table, c in found.tables.items()]
+    for generation, columns in found.only_in.items():
+        lines.append(f"  only {generation} has {', '.join(columns)}: not compared")
+    if found.is_clean:
+        return [*lines, "", "no difference"]
+    lines.append("")
+    for group in found.groups:
+        rows = f"{group.rows:,} rows of {group.prescriptions:,} prescriptions"
+        lines.append(f"  {group.table}: {group.difference}: {rows}, such as {', '.join(group.samples)}")
+    return [*lines, "", f"digest {found.digest}: 'rxstore rebuild verify --accept {found.digest}' accepts exactly this"]
+
+
 @command.command("promote", epilog=example("rxstore rebuild promote", "rxstore rebuild promote g2 --max-lag 100"))
 @click.argument("name", required=False)
 @max_lag
@@ -108,6 +161,7 @@ def wait(settings: Settings, name: str | None, max_lag: int, timeout: float | No
 def promote(settings: Settings, name: str | None, max_lag: int, as_json: bool) -> None:
     """Make a generation that is ready the live one, in one transaction.
 
+    It must have been compared with what is live: without a difference, or with differences that somebody accepted.
     Everybody who asks gets the old one before and the new one after. The old one is fed on, so that 'rxstore rebuild
     rollback' loses nothing, until 'rxstore rebuild retire'.
     """
