@@ -39,8 +39,13 @@ def entity_tag(body: bytes) -> str:
     return hashlib.sha1(body, usedforsecurity=False).hexdigest()
 
 
-def tell_freshness(response: falcon.Response, as_of: datetime | None) -> None:
-    """The answer is known to hold all that had been published at that instant; without one, nothing is promised."""
+def tell_freshness(response: falcon.Response, as_of: datetime | None, generation: str | None = None) -> None:
+    """The answer is known to hold all that had been published at that instant; without one, nothing is promised.
+
+    ``generation`` is the read model that the whole answer comes from.
+    """
+    if generation is not None:
+        response.set_header("Rxstore-Generation", generation)
     if as_of is not None:
         instant = as_of.astimezone(UTC).isoformat(timespec="milliseconds")
         response.set_header("Rxstore-As-Of", instant.replace("+00:00", "Z"))

@@ -27,7 +27,7 @@ PRESCRIPTION = text("""
            i.dispenser_telecom,
            applied.cancellations > 0 AS has_applied_cancellation,
            unseen.records > 0 AS is_unseen,
-           fresh.as_of
+           fresh.as_of, fresh.generation
       FROM (VALUES (CAST(:stream_key AS text))) AS asked (stream_key)
       LEFT JOIN rxstore.prescription p ON p.stream_key = asked.stream_key
      CROSS JOIN LATERAL (
@@ -51,7 +51,8 @@ PRESCRIPTION = text("""
      CROSS JOIN LATERAL (
                SELECT CASE WHEN bool_and(k.caught_up_at IS NOT NULL)
                             AND (p.stream_key IS NOT NULL OR count(*) >= max(g.partitions))
-                           THEN min(k.caught_up_at) END AS as_of
+                           THEN min(k.caught_up_at) END AS as_of,
+                      max(g.name) AS generation
                  FROM rxstore.checkpoint k
                  LEFT JOIN rxstore.generation g ON g.state = 'live'
                 WHERE p.stream_key IS NULL OR k.partition_number = p.partition_number
@@ -65,7 +66,7 @@ PRESCRIPTIONS = text("""
            p.pending_cancellations, p.current_issue, p.nhs_number,
            i.issue_number, i.status, i.item_statuses, i.released_at,
            unseen.ids AS unseen_ids,
-           fresh.as_of
+           fresh.as_of, fresh.generation
       FROM (VALUES (CAST(:nhs_number AS text))) AS asked (nhs_number)
       LEFT JOIN rxstore.prescription p
              ON p.nhs_number = asked.nhs_number
@@ -84,7 +85,8 @@ PRESCRIPTIONS = text("""
            ) unseen
      CROSS JOIN (
                SELECT CASE WHEN bool_and(k.caught_up_at IS NOT NULL) AND count(*) >= max(g.partitions)
-                           THEN min(k.caught_up_at) END AS as_of
+                           THEN min(k.caught_up_at) END AS as_of,
+                      max(g.name) AS generation
                  FROM rxstore.checkpoint k
                  LEFT JOIN rxstore.generation g ON g.state = 'live'
            ) fresh
@@ -117,6 +119,7 @@ class Retrieved:
     issue: IssueDetail | None
     block: Block | None
     as_of: datetime | None
+    generation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class Searched:
     found: tuple[FoundPrescription, ...]
     blocked_ids: tuple[str, ...]
     as_of: datetime | None
+    generation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +147,11 @@ def prescription(connection: Connection, stream_key: str, issue_number: int | No
     """One prescription with one issue, the current one when none is named."""
     row = connection.execute(PRESCRIPTION, {"stream_key": stream_key, "issue_number": issue_number}).one()
     if row.stream_key is None:
-        return Retrieved(None, None, Block(stream_key, None) if row.is_unseen else None, row.as_of)
+        return Retrieved(None, None, Block(stream_key, None) if row.is_unseen else None, row.as_of, row.generation)
     if row.blocked is not None:
-        return Retrieved(None, None, Block(row.prescription_id, row.blocked), row.as_of)
-    return Retrieved(_prescription(row), None if row.issue_number is None else _issue(row), None, row.as_of)
+        return Retrieved(None, None, Block(row.prescription_id, row.blocked), row.as_of, row.generation)
+    issue = None if row.issue_number is None else _issue(row)
+    return Retrieved(_prescription(row), issue, None, row.as_of, row.generation)
 
 
 def prescriptions(connection: Connection, criteria: SearchCriteria) -> Searched:
@@ -171,6 +176,7 @@ def prescriptions(connection: Connection, criteria: SearchCriteria) -> Searched:
         found=tuple(each for each in healthy if criteria.status is None or _has_issue_at(each, criteria.status)),
         blocked_ids=tuple(dict.fromkeys([*blocked, *rows[0].unseen_ids])),
         as_of=rows[0].as_of,
+        generation=rows[0].generation,
     )
 
 

@@ -35,7 +35,7 @@ class Prescriptions:
         resp.context.format = requests.format_given(req, "trace-summary")
         answers.tell_trace_id(resp, requests.trace_id(req))
         searched = self._questions.prescriptions(requests.search_criteria(req, self._settings))
-        answers.tell_freshness(resp, searched.as_of)
+        answers.tell_freshness(resp, searched.as_of, searched.generation)
         if searched.blocked_ids:
             answers.tell_blocked(resp, searched.blocked_ids)
         answers.send(resp, self._answer(searched))
@@ -61,7 +61,7 @@ class Prescription:
         answers.tell_trace_id(resp, requests.trace_id(req))
         criteria = requests.retrieve_criteria(req, prescription_id, self._settings)
         retrieved = self._questions.prescription(criteria.stream_key, criteria.issue_number)
-        answers.tell_freshness(resp, retrieved.as_of)
+        answers.tell_freshness(resp, retrieved.as_of, retrieved.generation)
         if retrieved.block is not None:
             answers.tell_blocked(resp, [retrieved.block.prescription_id])
         answers.send_conditionally(req, resp, _retrieve_answer(retrieved))

@@ -203,6 +203,7 @@ def _headers_of_answers() -> Schema:
         "Eps-TraceId": "The caller's trace id, when it is valid",
         "Rxstore-As-Of": "RFC 3339: the answer is known to hold all that had been published by then. Absent when "
         "that is not known",
+        "Rxstore-Generation": "The name of the read model that the whole answer comes from",
         "Rxstore-Blocked": "Comma separated ids of prescriptions that would belong to the answer and cannot be shown",
         "ETag": "The SHA-1 of the body in hex, in quotes",
     }
@@ -210,7 +211,7 @@ def _headers_of_answers() -> Schema:
 
 
 def _tracker_answer(schema: str, description: str, more_headers: tuple[str, ...]) -> Schema:
-    names = ("Cache-Control", "Eps-TraceId", "Rxstore-As-Of", "Rxstore-Blocked", *more_headers)
+    names = ("Cache-Control", "Eps-TraceId", "Rxstore-As-Of", "Rxstore-Generation", "Rxstore-Blocked", *more_headers)
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},

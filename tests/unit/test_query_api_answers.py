@@ -206,6 +206,13 @@ def test_an_answer_of_unknown_freshness_promises_nothing():
     assert "Rxstore-As-Of" not in retrieve(retrieved=Retrieved(PRESCRIPTION, ISSUE, None, None)).headers
 
 
+def test_an_answer_names_the_generation_that_it_comes_from():
+    assert search(searched=Searched((), (), None, "g2")).headers["Rxstore-Generation"] == "g2"
+    answered = retrieve(retrieved=Retrieved(PRESCRIPTION, ISSUE, None, None, "g2"))
+    assert answered.headers["Rxstore-Generation"] == "g2"
+    assert "Rxstore-Generation" not in search(searched=Searched((), (), None)).headers
+
+
 # Entity tags
 
 
