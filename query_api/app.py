@@ -11,10 +11,13 @@ from sqlalchemy import Engine
 from query_api.database import Questions
 from query_api.errors import TrackerErrors
 from query_api.health import Live, ReadinessQuestions, Ready
+from query_api.history import History, PrescriptionHistory
 from query_api.metrics import Metrics, MetricsPage, Observed
+from query_api.publishers import Events, PublisherQuestions, Status
 from query_api.requests import Refused
 from query_api.resources import Prescription, PrescriptionQuestions, Prescriptions
 from query_api.settings import ApiSettings
+from query_api.waiting import NotReached, PositionQuestions, Waiting
 from schemas.openapi import openapi_document
 from schemas.outgoing import retrieve_failure, search_failure
 
@@ -24,22 +27,26 @@ SEARCH = "/mm/prescriptions"
 RETRIEVE = "/mm/prescriptions/{prescription_id}"
 
 
-class ApiQuestions(PrescriptionQuestions, ReadinessQuestions, Protocol):
+class ApiQuestions(PrescriptionQuestions, ReadinessQuestions, PositionQuestions, PublisherQuestions, Protocol):
     """All that the routes ask."""
 
 
-def create_app(engine: Engine, *, settings: ApiSettings) -> Api:
-    """The API over a read model that this engine can read."""
-    return routes(Questions(engine), settings)
+def create_app(engine: Engine, *, settings: ApiSettings, history: History | None = None) -> Api:
+    """The API over a read model that this engine can read; ``history`` tells the story of a prescription."""
+    return routes(Questions(engine), settings, history=history)
 
 
-def routes(questions: ApiQuestions, settings: ApiSettings) -> Api:
+def routes(questions: ApiQuestions, settings: ApiSettings, *, history: History | None = None) -> Api:
     """The API over anything that answers its questions."""
+    waiting = Waiting(questions)
     metrics = Metrics()
     app: Api = falcon.App(middleware=[Observed(metrics), OnlyGet()])
 
-    app.add_route(SEARCH, Prescriptions(questions, settings))
-    app.add_route(RETRIEVE, Prescription(questions, settings))
+    app.add_route(SEARCH, Prescriptions(questions, settings, waiting))
+    app.add_route(RETRIEVE, Prescription(questions, settings, waiting))
+    app.add_route("/rxstore/prescriptions/{prescription_id}/history", PrescriptionHistory(history))
+    app.add_route("/rxstore/events", Events(questions))
+    app.add_route("/rxstore/status", Status(questions))
     app.add_route("/health/live", Live())
     app.add_route("/health/ready", Ready(questions, settings))
     app.add_route("/metrics", MetricsPage(metrics))
@@ -48,6 +55,7 @@ def routes(questions: ApiQuestions, settings: ApiSettings) -> Api:
     errors = TrackerErrors({SEARCH: search_failure, RETRIEVE: retrieve_failure})
     app.add_error_handler(Exception, errors.unexpected)
     app.add_error_handler(Refused, errors.refused)
+    app.add_error_handler(NotReached, errors.not_reached)
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import TypeVar
 
 from psycopg.conninfo import conninfo_to_dict
@@ -10,7 +11,15 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from query_api import queries
-from query_api.queries import Retrieved, SearchCriteria, Searched
+from query_api.queries import (
+    EventFate,
+    LogPosition,
+    Retrieved,
+    SearchCriteria,
+    Searched,
+    SetAsideRecord,
+    ViewsStatus,
+)
 
 T = TypeVar("T")
 
@@ -70,6 +79,24 @@ class Questions:
     def age_seconds(self) -> float | None:
         """Ask how old the read model may be."""
         return self._ask(queries.age_seconds)
+
+    def event(self, key: bytes, stream_key: str | None, position: LogPosition | None) -> EventFate:
+        """Ask what became of an event."""
+        return self._ask(lambda connection: queries.event(connection, key, stream_key, position))
+
+    def events(
+        self, source: str, state: str, after: LogPosition | None, limit: int
+    ) -> tuple[list[SetAsideRecord], datetime | None]:
+        """Ask for a publisher's records that were set aside."""
+        return self._ask(lambda connection: queries.events(connection, source, state, after, limit))
+
+    def views(self) -> ViewsStatus:
+        """Ask how far the live generation is."""
+        return self._ask(queries.views_status)
+
+    def has_passed(self, topic: str, partition: int, offset: int) -> bool | None:
+        """Ask whether the live checkpoint has passed a position."""
+        return self._ask(lambda connection: queries.has_passed(connection, topic, partition, offset))
 
     def _ask(self, question: Callable[[Connection], T]) -> T:
         """Ask once more, on a new connection, when the pooled one turns out to be dead.

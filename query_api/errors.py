@@ -13,9 +13,11 @@ from typing import Any
 
 import falcon
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from query_api import answers
+from query_api import answers, problems
 from query_api.requests import Refused
+from query_api.waiting import HEADER, NotReached
 from schemas.outgoing import Answer
 from schemas.vocabulary import TrackerStatus
 
@@ -32,6 +34,13 @@ class TrackerErrors:
         """The request broke a rule."""
         answers.send(resp, self._failures[req.uri_template or ""](error.status))
 
+    def not_reached(
+        self, req: falcon.Request, resp: falcon.Response, error: NotReached, params: dict[str, Any]
+    ) -> None:
+        """The read model has not come to the position that the request waits for: nothing older is shown for it."""
+        resp.set_header(HEADER, error.why)
+        answers.send(resp, self._failures[req.uri_template or ""](TrackerStatus.UNEXPECTED))
+
     def unexpected(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
         """Anything else: the database is away, or the fault is ours."""
         logger.error(
@@ -40,6 +49,8 @@ class TrackerErrors:
             extra={"action": "request_failed", "path": req.uri_template},
         )
         failure = self._failures.get(req.uri_template or "")
+        if failure is None and isinstance(error, DBAPIError | PoolTimeout):
+            raise problems.unavailable("the database is away or too slow")
         if failure is None:
             raise falcon.HTTPInternalServerError
         answers.send(resp, failure(TrackerStatus.UNEXPECTED))

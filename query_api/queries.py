@@ -8,7 +8,7 @@ only as fresh as the one that lags most; while one has no checkpoint yet, nobody
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -103,6 +103,99 @@ FRESHNESS = text("""
 """)
 
 
+# What became of one event: where it folded, if its stream is named, and every record of it that was set aside.
+EVENT = text("""
+    SELECT folded.version, folded.partition_number, folded.record_offset, g.topic, aside.found AS records,
+           passed.next_offset > asked.record_offset AS has_passed, fresh.as_of
+      FROM (VALUES (CAST(:event_key AS bytea), CAST(:stream_key AS text), CAST(:topic AS text),
+                    CAST(:partition AS integer), CAST(:offset AS bigint)))
+           AS asked (event_key, stream_key, topic, partition_number, record_offset)
+     CROSS JOIN LATERAL (
+               SELECT coalesce(jsonb_agg(to_jsonb(kept)), '[]') AS found
+                 FROM (SELECT s.topic, s.partition_number, s.record_offset, s.stream_key, s.state, s.reason,
+                              s.waiting_for, s.errors, s.since, s.event_id, s.event_type
+                         FROM rxstore.set_aside s
+                        WHERE s.event_key = asked.event_key
+                          AND (asked.stream_key IS NULL OR coalesce(s.stream_key, asked.stream_key) = asked.stream_key)
+                        ORDER BY s.topic, s.partition_number, s.record_offset
+                        LIMIT 100) kept
+           ) aside
+      LEFT JOIN rxstore.checkpoint passed
+             ON passed.topic = asked.topic AND passed.partition_number = asked.partition_number
+     CROSS JOIN (
+               SELECT CASE WHEN bool_and(k.caught_up_at IS NOT NULL) THEN min(k.caught_up_at) END AS as_of
+                 FROM rxstore.checkpoint k
+           ) fresh
+      LEFT JOIN LATERAL (
+               SELECT e.version, e.partition_number, e.record_offset
+                 FROM rxstore.event e
+                WHERE e.stream_key = asked.stream_key AND e.event_key = asked.event_key
+                LIMIT 1
+           ) folded ON true
+      LEFT JOIN rxstore.generation g ON g.state = 'live'
+""")
+
+# A publisher's records in one state, in the order of the log.
+EVENTS = text("""
+    SELECT s.topic, s.partition_number, s.record_offset, s.stream_key, s.state, s.reason, s.waiting_for, s.errors,
+           s.since, s.event_id, s.event_type, fresh.as_of
+      FROM (VALUES (CAST(:source AS text), CAST(:state AS text))) AS asked (source, state)
+      LEFT JOIN LATERAL (
+               SELECT kept.*
+                 FROM rxstore.set_aside kept
+                WHERE kept.event_source = asked.source
+                  AND kept.state = asked.state
+                  AND (kept.topic, kept.partition_number, kept.record_offset)
+                      > (CAST(:topic AS text), CAST(:partition AS integer), CAST(:offset AS bigint))
+                ORDER BY kept.topic, kept.partition_number, kept.record_offset
+                LIMIT CAST(:limit AS integer)
+           ) s ON true
+     CROSS JOIN (
+               SELECT CASE WHEN bool_and(k.caught_up_at IS NOT NULL) THEN min(k.caught_up_at) END AS as_of
+                 FROM rxstore.checkpoint k
+           ) fresh
+     ORDER BY s.topic, s.partition_number, s.record_offset
+""")
+
+VIEWS_STATUS = text("""
+    SELECT g.name, g.definition, g.topic, waiting.quarantined, waiting.parked, waiting.blocked, read.partitions,
+           CASE WHEN read.seen AND read.claimed >= g.partitions THEN read.as_of END AS as_of,
+           CASE WHEN read.seen AND read.claimed >= g.partitions
+                THEN CAST(extract(epoch FROM now() - read.as_of) AS double precision) END AS age
+      FROM (
+               SELECT count(*) FILTER (WHERE s.state = 'open') AS quarantined,
+                      count(*) FILTER (WHERE s.state = 'parked') AS parked,
+                      count(DISTINCT s.stream_key) FILTER (WHERE s.counts) AS blocked
+                 FROM rxstore.set_aside s
+                WHERE s.state IN ('open', 'parked')
+           ) waiting
+     CROSS JOIN (
+               SELECT coalesce(jsonb_agg(jsonb_build_array(k.partition_number, k.next_offset, k.moved_at,
+                                                           k.caught_up_at) ORDER BY k.partition_number), '[]')
+                          AS partitions,
+                      min(k.caught_up_at) AS as_of, bool_and(k.caught_up_at IS NOT NULL) AS seen, count(*) AS claimed
+                 FROM rxstore.checkpoint k
+           ) read
+      LEFT JOIN rxstore.generation g ON g.state = 'live'
+""")
+
+HAS_PASSED = text("""
+    SELECT k.next_offset > :offset FROM rxstore.checkpoint k WHERE k.topic = :topic AND k.partition_number = :partition
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """A place in the log, as ``rxstore publish --json`` prints it."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}:{self.partition}:{self.offset}"
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A prescription that must not be shown: its full id, or its stream key where no more is known, and why."""
@@ -141,6 +234,61 @@ class SearchCriteria:
     latest: datetime
     status: str | None = None
     release: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetAsideRecord:
+    """A record that did not fold, or not at once; ``errors`` have paths and what was expected there, no values."""
+
+    position: LogPosition
+    stream_key: str | None
+    state: str
+    reason: str
+    waiting_for: str | None
+    errors: list[dict[str, str]]
+    since: datetime
+    event_id: str | None
+    event_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventFate:
+    """Where an event folded, as which version, and its records that were set aside.
+
+    ``position`` is None where it did not fold or a deletion took its place; ``has_passed`` says whether the read model
+    has passed the position that was asked about.
+    """
+
+    version: int | None
+    position: LogPosition | None
+    records: list[SetAsideRecord]
+    has_passed: bool
+    as_of: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """Where a partition of the live generation is read next, and when that moved and was the end."""
+
+    partition: int
+    next_offset: int
+    moved_at: datetime | None
+    caught_up_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewsStatus:
+    """How far the live generation is, and how much of it is set aside."""
+
+    generation: str | None
+    definition: str | None
+    topic: str | None
+    quarantined: int
+    parked: int
+    blocked: int
+    as_of: datetime | None
+    age_seconds: float | None
+    partitions: list[PartitionStatus]
 
 
 def prescription(connection: Connection, stream_key: str, issue_number: int | None) -> Retrieved:
@@ -190,6 +338,75 @@ def age_seconds(connection: Connection) -> float | None:
     """How long ago the partition that lags most was seen at its end; None where one never was."""
     age: float | None = connection.execute(FRESHNESS).scalar()
     return age
+
+
+def event(connection: Connection, key: bytes, stream_key: str | None, position: LogPosition | None) -> EventFate:
+    """What became of the event with this idempotency key, and of its copy at a position."""
+    asked = {
+        "event_key": key,
+        "stream_key": stream_key,
+        "topic": position and position.topic,
+        "partition": position and position.partition,
+        "offset": position and position.offset,
+    }
+    row = connection.execute(EVENT, asked).one()
+    place = None if row.record_offset is None else LogPosition(row.topic, row.partition_number, row.record_offset)
+    records = [_record({**known, "since": datetime.fromisoformat(known["since"])}) for known in row.records]
+    return EventFate(row.version, place, records, bool(row.has_passed), row.as_of)
+
+
+def events(
+    connection: Connection, source: str, state: str, after: LogPosition | None, limit: int
+) -> tuple[list[SetAsideRecord], datetime | None]:
+    """A publisher's records in one state after a position, and how fresh that is."""
+    since = after or LogPosition("", -1, -1)
+    asked = {"topic": since.topic, "partition": since.partition, "offset": since.offset, "limit": limit}
+    rows = connection.execute(EVENTS, {"source": source, "state": state, **asked}).mappings().all()
+    return [_record(row) for row in rows if row["topic"] is not None], rows[0]["as_of"]
+
+
+def views_status(connection: Connection) -> ViewsStatus:
+    """How far the live generation is, and how much is set aside."""
+    row = connection.execute(VIEWS_STATUS).one()
+    return ViewsStatus(
+        generation=row.name,
+        definition=row.definition,
+        topic=row.topic,
+        quarantined=row.quarantined,
+        parked=row.parked,
+        blocked=row.blocked,
+        as_of=row.as_of,
+        age_seconds=row.age,
+        partitions=[
+            PartitionStatus(number, next_offset, _instant(moved_at), _instant(caught_up_at))
+            for number, next_offset, moved_at, caught_up_at in row.partitions
+        ],
+    )
+
+
+def has_passed(connection: Connection, topic: str, partition: int, offset: int) -> bool | None:
+    """Whether the live checkpoint has passed a position; None where it reads no such partition."""
+    where = {"topic": topic, "partition": partition, "offset": offset}
+    passed: bool | None = connection.execute(HAS_PASSED, where).scalar()
+    return passed
+
+
+def _record(known: Mapping[Any, Any]) -> SetAsideRecord:
+    return SetAsideRecord(
+        position=LogPosition(known["topic"], known["partition_number"], known["record_offset"]),
+        stream_key=known["stream_key"],
+        state=known["state"],
+        reason=known["reason"],
+        waiting_for=known["waiting_for"],
+        errors=known["errors"],
+        since=known["since"],
+        event_id=known["event_id"],
+        event_type=known["event_type"],
+    )
+
+
+def _instant(text_of_json: str | None) -> datetime | None:
+    return None if text_of_json is None else datetime.fromisoformat(text_of_json)
 
 
 def _found(rows: Iterable[Row[Any]]) -> Iterable[FoundPrescription]:

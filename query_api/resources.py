@@ -9,6 +9,7 @@ import falcon
 from query_api import answers, requests
 from query_api.queries import Retrieved, SearchCriteria, Searched
 from query_api.settings import ApiSettings
+from query_api.waiting import Waiting
 from schemas.outgoing import Answer, retrieve_answer, retrieve_failure, search_answer, search_failure
 from schemas.vocabulary import TrackerStatus
 
@@ -26,15 +27,18 @@ class PrescriptionQuestions(Protocol):
 class Prescriptions:
     """/mm/prescriptions"""
 
-    def __init__(self, questions: PrescriptionQuestions, settings: ApiSettings) -> None:
+    def __init__(self, questions: PrescriptionQuestions, settings: ApiSettings, waiting: Waiting) -> None:
         self._questions = questions
         self._settings = settings
+        self._waiting = waiting
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Search by NHS number."""
         resp.context.format = requests.format_given(req, "trace-summary")
         answers.tell_trace_id(resp, requests.trace_id(req))
-        searched = self._questions.prescriptions(requests.search_criteria(req, self._settings))
+        criteria = requests.search_criteria(req, self._settings)
+        with self._waiting.waited_for(req, resp):
+            searched = self._questions.prescriptions(criteria)
         answers.tell_freshness(resp, searched.as_of, searched.generation)
         if searched.blocked_ids:
             answers.tell_blocked(resp, searched.blocked_ids)
@@ -51,16 +55,18 @@ class Prescriptions:
 class Prescription:
     """/mm/prescriptions/{prescription_id}"""
 
-    def __init__(self, questions: PrescriptionQuestions, settings: ApiSettings) -> None:
+    def __init__(self, questions: PrescriptionQuestions, settings: ApiSettings, waiting: Waiting) -> None:
         self._questions = questions
         self._settings = settings
+        self._waiting = waiting
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, prescription_id: str) -> None:
         """Retrieve one prescription and one of its issues."""
         resp.context.format = requests.format_given(req, "trace")
         answers.tell_trace_id(resp, requests.trace_id(req))
         criteria = requests.retrieve_criteria(req, prescription_id, self._settings)
-        retrieved = self._questions.prescription(criteria.stream_key, criteria.issue_number)
+        with self._waiting.waited_for(req, resp):
+            retrieved = self._questions.prescription(criteria.stream_key, criteria.issue_number)
         answers.tell_freshness(resp, retrieved.as_of, retrieved.generation)
         if retrieved.block is not None:
             answers.tell_blocked(resp, [retrieved.block.prescription_id])

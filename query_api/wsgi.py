@@ -13,6 +13,8 @@ from query_api.app import Api, create_app
 from query_api.database import read_only_engine
 from query_api.settings import ApiSettings, fixed_clock, utc_now
 
+MOST_SECONDS = 1_000_000
+
 
 class InvalidSetting(ValueError):
     """A setting is absent or has a value that it cannot have; the message names it."""
@@ -34,6 +36,7 @@ def api_settings(environment: Mapping[str, str]) -> ApiSettings:
         if _is(environment, "RXSTORE_EMPTY_SEARCH", "empty-list", "not-found")
         else "not-found",
         require_user=_is(environment, "RXSTORE_REQUIRE_USER", "yes", "no"),
+        ready_max_age_seconds=_seconds(environment, "RXSTORE_READY_MAX_AGE_SECONDS"),
         strict_check_character=not _is(environment, "RXSTORE_CHECK_CHARACTER", "lenient", "strict"),
     )
 
@@ -44,6 +47,15 @@ def _clock(environment: Mapping[str, str]) -> Callable[[], datetime]:
         return fixed_clock(now) if now else utc_now
     except ValueError:
         raise InvalidSetting("RXSTORE_NOW must be an RFC 3339 instant with an offset") from None
+
+
+def _seconds(environment: Mapping[str, str], name: str) -> float | None:
+    given = environment.get(name)
+    if not given:
+        return None
+    if not given.isascii() or not given.isdecimal() or not 1 <= int(given) <= MOST_SECONDS:
+        raise InvalidSetting(f"{name} must be a whole number from 1 to {MOST_SECONDS}")
+    return float(given)
 
 
 def _is(environment: Mapping[str, str], name: str, value: str, default: str) -> bool:

@@ -6,14 +6,17 @@ read from the topic and folded again, step by step (``projector.story``). Nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from kafka import KafkaConsumer
+from kafka.errors import KafkaError
 from sqlalchemy import Engine, Row, text
 
 from ingest.decode import Decoder
+from ingest.lookup import lookup
 from projector import refold, story
 from projector.batch import FieldError, Position, Reason, Record
 from projector.decisions import Decision
@@ -21,6 +24,7 @@ from projector.prescription import Prescription
 from projector.refold import Lookup
 from projector.story import Happening, Plain, Step, Told
 from projector.stream import SetAside
+from query_api.history import History, HistoryUnavailable
 from rxstore import store
 from rxstore.errors import Refused
 
@@ -151,7 +155,7 @@ class Story:
         }
 
 
-def explain(engine: Engine, lookup: Lookup, key: str, *, at: datetime | None = None) -> Story | None:
+def explain(engine: Engine, look_up: Lookup, key: str, *, at: datetime | None = None) -> Story | None:
     """Return the story of a prescription by its stream key; None when nothing is known of it.
 
     What had arrived ``at`` an instant is decided by the records' timestamps, what had been decided by the times of the
@@ -166,15 +170,30 @@ def explain(engine: Engine, lookup: Lookup, key: str, *, at: datetime | None = N
     if row.partitions is None:
         raise Refused(f"generation {row.generation} has read nothing yet: run 'rxstore project' first")
     decode = store.decoder(row.settings, row.partitions)
-    return _told(row, key, decode, lookup, at)
+    return _told(row, key, decode, look_up, at)
 
 
-def _told(row: Row[Any], key: str, decode: Decoder, lookup: Lookup, at: datetime | None) -> Story:
+def history(engine: Engine, make_consumer: Callable[[], KafkaConsumer]) -> History:
+    """Return the function that tells the API's history; it tells what stands in its way without naming anybody."""
+
+    def tell(stream_key: str, at: datetime | None) -> dict[str, Any] | None:
+        try:
+            told = explain(engine, lookup(make_consumer), stream_key, at=at)
+        except KafkaError as error:
+            raise HistoryUnavailable("the topic cannot be read now: the brokers are away or too slow") from error
+        except Refused as error:
+            raise HistoryUnavailable(str(error)) from error
+        return None if told is None else told.as_json()
+
+    return tell
+
+
+def _told(row: Row[Any], key: str, decode: Decoder, look_up: Lookup, at: datetime | None) -> Story:
     partition = decode.partition_of(key.encode())
     rows = [_set_aside(known) for known in row.set_aside]
     folded = [Position(row.topic, number, offset) for number, offset, _ in row.events if number is not None]
     deleted = any(is_deleted for *_, is_deleted in row.events)
-    records = {} if deleted else lookup([*folded, *(known.position for known in rows)])
+    records = {} if deleted else look_up([*folded, *(known.position for known in rows)])
     missing = () if deleted else tuple(sorted({*folded, *(known.position for known in rows)} - records.keys()))
     told: Told | None = None
     if not deleted and not missing:

@@ -57,6 +57,11 @@ _DATE_OR_FALSE: Final = {"type": "string", "pattern": "^([0-9]{8}|False)$", "des
 _NUMBER: Final = {"type": "string", "pattern": "^[1-9][0-9]*$"}
 _FLAG: Final = {"type": "string", "enum": ["True", "False"]}
 _NHS_NUMBER: Final = {"type": "string", "pattern": "^[0-9]{10}$"}
+_LOG_POSITION: Final = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,249}:[0-9]{1,9}:[0-9]{1,18}$"}
+_SET_ASIDE_STATES: Final = ("open", "parked", "repaired", "retried", "skipped")
+_RFC3339: Final = {"type": ["string", "null"], "format": "date-time"}
+_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_NUMBER_OR_NULL: Final = {"type": ["integer", "null"]}
 _ODS: Final = {"type": "string", "description": "ODS code, False where there is no organisation"}
 _UUID: Final = {
     "type": "string",
@@ -77,6 +82,11 @@ def openapi_document() -> dict[str, Any]:
         "paths": {
             "/mm/prescriptions": {"get": _search()},
             "/mm/prescriptions/{prescription_id}": {"get": _retrieve()},
+            "/rxstore/prescriptions/{prescription_id}/history": {"get": _history()},
+            "/rxstore/events": {"get": _events()},
+            "/rxstore/status": {
+                "get": _plain("status", "How far the views are, and how much is set aside", _own(_views_status()))
+            },
             "/health/live": {"get": _plain("live", "Whether the process lives", {"200": _json(_live())})},
             "/health/ready": {
                 "get": _plain(
@@ -125,6 +135,7 @@ def _search() -> Schema:
                 "The release; 60 when unknown",
                 {"type": "string", "enum": ["1", "2", "R1", "R2"]},
             ),
+            *_wait_parameters(),
             *_common_parameters(),
         ],
         "responses": {
@@ -149,6 +160,7 @@ def _retrieve() -> Schema:
             },
             _query("format", "trace; ignored", _TEXT),
             _query("issueNumber", "The issue to show, by default the current one; 3 when there is none such", _NUMBER),
+            *_wait_parameters(),
             *_common_parameters(),
         ],
         "responses": {
@@ -157,6 +169,65 @@ def _retrieve() -> Schema:
             "405": {"description": "Any method but GET"},
         },
     }
+
+
+def _history() -> Schema:
+    return {
+        "operationId": "history",
+        "summary": "The story of one prescription: every event, what it changed or why it did not fold, and decisions",
+        "parameters": [
+            {
+                "name": "prescription_id",
+                "in": "path",
+                "required": True,
+                "description": "The prescription id, with or without its check character",
+                "schema": {"type": "string"},
+            },
+            _query(
+                "at",
+                "RFC 3339: as it was known then, by the timestamps of the records and the times of decisions",
+                {"type": "string", "format": "date-time"},
+            ),
+        ],
+        "responses": {
+            **_own({"$ref": "#/components/schemas/History"}),
+            "404": _problem("Nothing is known of it"),
+            "501": _problem("This server cannot read the topic"),
+        },
+    }
+
+
+def _events() -> Schema:
+    return {
+        "operationId": "events",
+        "summary": "What became of one event (id), or which events of a publisher are set aside (state)",
+        "parameters": [
+            {**_query("source", "The CloudEvents source", _TEXT), "required": True},
+            _query("id", "The CloudEvents id of one event", _TEXT),
+            _query("subject", "With id: its prescription; needed to learn whether it folded", _TEXT),
+            _query("position", "With id: topic:partition:offset of one copy of it", _LOG_POSITION),
+            _query("state", "Instead of id: the state", {"type": "string", "enum": list(_SET_ASIDE_STATES)}),
+            _query("limit", "With state: how many at most, 100 by default", {"type": "integer", "minimum": 1}),
+            _query("after", "With state: the cursor of the answer before", _LOG_POSITION),
+        ],
+        "responses": _own(
+            {"oneOf": [{"$ref": "#/components/schemas/EventFate"}, {"$ref": "#/components/schemas/SetAsideEvents"}]}
+        ),
+    }
+
+
+def _own(schema: Schema) -> Schema:
+    """The answers of a path of ours: plain HTTP codes."""
+    return {
+        "200": _json(schema),
+        "400": _problem("The question breaks a rule"),
+        "405": {"description": "Any method but GET"},
+        "503": _problem("The database or the broker is away or too slow"),
+    }
+
+
+def _problem(description: str) -> Schema:
+    return _json({"$ref": "#/components/schemas/Problem"}, description)
 
 
 def _plain(operation_id: str, summary: str, responses: Schema) -> Schema:
@@ -171,6 +242,14 @@ def _query(name: str, description: str, schema: Mapping[str, Any]) -> Schema:
         "description": description,
         "schema": dict(schema),
     }
+
+
+def _wait_parameters() -> list[Schema]:
+    seconds = {"type": "number", "minimum": 0, "maximum": 10, "default": 5}
+    return [
+        _query("waitFor", "Answer once the read model has passed this place in the log; else 5", _LOG_POSITION),
+        _query("waitSeconds", "With waitFor: for how long", seconds),
+    ]
 
 
 def _common_parameters() -> list[Schema]:
@@ -205,16 +284,17 @@ def _headers_of_answers() -> Schema:
         "that is not known",
         "Rxstore-Generation": "The name of the read model that the whole answer comes from",
         "Rxstore-Blocked": "Comma separated ids of prescriptions that would belong to the answer and cannot be shown",
+        "Rxstore-Waited": "With waitFor: reached; else not-reached, busy, unknown-partition or malformed, with code 5",
         "ETag": "The SHA-1 of the body in hex, in quotes",
     }
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in described.items()}
 
 
 def _tracker_answer(schema: str, description: str, more_headers: tuple[str, ...]) -> Schema:
-    names = ("Cache-Control", "Eps-TraceId", "Rxstore-As-Of", "Rxstore-Generation", "Rxstore-Blocked", *more_headers)
+    names = ("Cache-Control", "Eps-TraceId", "Rxstore-As-Of", "Rxstore-Generation", "Rxstore-Blocked", "Rxstore-Waited")
     return {
         "description": description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in (*names, *more_headers)},
         "content": {"application/json; charset=UTF-8": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
     }
 
@@ -286,7 +366,138 @@ def _schemas() -> Schema:
             }
         ),
         "LineItem": _object({"id": _UUID, "status": _status(LINE_ITEM_STATUS)}),
+        "Problem": {"type": "object", "properties": {"title": _TEXT, "description": _TEXT}, "required": ["title"]},
+        "History": _history_answer(),
+        "Step": _step(),
+        "Decision": _decision(),
+        "EventFate": _object(
+            {
+                "source": _TEXT,
+                "id": _TEXT,
+                "subject": _TEXT_OR_NULL,
+                "state": {"enum": ["folded", "duplicate", *_SET_ASIDE_STATES, "not_seen", "not_set_aside"]},
+                "version": _NUMBER_OR_NULL,
+                "position": _TEXT_OR_NULL,
+                "sightings": _list_of(_object(_sighting())),
+                "as_of": _RFC3339,
+                "note": _TEXT_OR_NULL,
+            }
+        ),
+        "SetAsideEvents": _object(
+            {
+                "source": _TEXT,
+                "state": {"enum": list(_SET_ASIDE_STATES)},
+                "events": _list_of(_object({"id": _TEXT_OR_NULL, "subject": _TEXT_OR_NULL, **_sighting()})),
+                "after": {**_TEXT_OR_NULL, "description": "The cursor of the next answer; null at the end"},
+                "as_of": _RFC3339,
+            }
+        ),
     }
+
+
+def _sighting() -> Schema:
+    return {
+        "position": _LOG_POSITION,
+        "state": {"enum": list(_SET_ASIDE_STATES)},
+        "reason": _TEXT,
+        "errors": _errors(),
+        "waiting_for": _TEXT_OR_NULL,
+        "type": _TEXT_OR_NULL,
+        "since": _RFC3339,
+    }
+
+
+def _errors() -> Schema:
+    return _list_of(_object({"path": _TEXT, "message": _TEXT}))
+
+
+def _views_status() -> Schema:
+    partition = {
+        "partition": {"type": "integer"},
+        "next_offset": {"type": "integer"},
+        "moved_at": _RFC3339,
+        "caught_up_at": _RFC3339,
+    }
+    return _object(
+        {
+            "generation": _TEXT_OR_NULL,
+            "definition": _TEXT_OR_NULL,
+            "topic": _TEXT_OR_NULL,
+            "as_of": _RFC3339,
+            "age_seconds": {"type": ["number", "null"]},
+            "quarantined": {"type": "integer"},
+            "parked": {"type": "integer"},
+            "blocked": {"type": "integer"},
+            "partitions": _list_of(_object(partition)),
+        }
+    )
+
+
+def _history_answer() -> Schema:
+    return _object(
+        {
+            "prescription_id": _TEXT,
+            "stream_key": _TEXT,
+            "generation": _TEXT,
+            "topic": _TEXT,
+            "partition": {"type": "integer"},
+            "as_of": _RFC3339,
+            "at": _RFC3339,
+            "deleted": {"type": "boolean"},
+            "complete": {"type": "boolean", "description": "Whether the log still has every event of it"},
+            "as_stored": {"type": ["boolean", "null"], "description": "Whether the rows are what the events fold to"},
+            "steps": _list_of({"$ref": "#/components/schemas/Step"}),
+            "state": {"type": ["object", "null"], "description": "How it stands after the steps"},
+            "decisions": _list_of({"$ref": "#/components/schemas/Decision"}),
+        }
+    )
+
+
+def _step() -> Schema:
+    event = {
+        "source": _TEXT_OR_NULL,
+        "id": _TEXT_OR_NULL,
+        "type": _TEXT_OR_NULL,
+        "time": _RFC3339,
+        "sequence": _NUMBER_OR_NULL,
+        "arrived": _RFC3339,
+    }
+    return _object(
+        {
+            "position": _LOG_POSITION,
+            "outcome": _TEXT,
+            "version": _NUMBER_OR_NULL,
+            "because_of": _TEXT_OR_NULL,
+            "event": {"oneOf": [_object(event), {"type": "null"}]},
+            "in_log": {"type": "boolean"},
+            "reason": _TEXT_OR_NULL,
+            "errors": _errors(),
+            "waiting_for": _TEXT_OR_NULL,
+            "repairs": _list_of(_LOG_POSITION),
+            "changes": _list_of(_object({"path": _TEXT, "before": {}, "after": {}})),
+            "decision": {"oneOf": [{"$ref": "#/components/schemas/Decision"}, {"type": "null"}]},
+        }
+    )
+
+
+def _decision() -> Schema:
+    return _object(
+        {
+            "decision": {"type": "integer"},
+            "action": {"enum": ["retry", "skip"]},
+            "id": _LOG_POSITION,
+            "why": _TEXT,
+            "by": _TEXT,
+            "at": _RFC3339,
+            "effect_offset": _NUMBER_OR_NULL,
+            "revoked_at": _RFC3339,
+            "revoked_by": _TEXT_OR_NULL,
+        }
+    )
+
+
+def _list_of(schema: Mapping[str, Any]) -> Schema:
+    return {"type": "array", "items": dict(schema)}
 
 
 def _prescription(issue: Schema) -> Schema:

@@ -13,7 +13,10 @@ from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from query_api.app import Api
+    from query_api.history import History
     from query_api.settings import ApiSettings
 
 
@@ -26,7 +29,8 @@ def command(settings: Settings, bind: str | None, insecure: bool, workers: int |
     """Run the query API.
 
     It reads the views as the role rxstore_reader and can write nothing. Callers are not told apart yet, so it listens
-    on this machine only and wants --insecure said.
+    on this machine only and wants --insecure said. With RXSTORE_KAFKA_BOOTSTRAP_SERVERS set it also tells the history
+    of a prescription, which is read from the topic.
     """
     from query_api import server
     from rxstore import store
@@ -50,9 +54,19 @@ def _factory(settings: Settings) -> Callable[[], Api]:
         from query_api.database import read_only_engine
 
         engine = read_only_engine(settings.database(), role=READER_ROLE)
-        return create_app(engine, settings=_api_settings(settings))
+        return create_app(engine, settings=_api_settings(settings), history=_history(settings, engine))
 
     return make
+
+
+def _history(settings: Settings, engine: Engine) -> History | None:
+    """The story of a prescription is read from the topic; a server that is not told where that is cannot tell it."""
+    from rxstore import story
+    from rxstore.fleet import make_reader
+
+    if not settings.kafka_bootstrap_servers:
+        return None
+    return story.history(engine, lambda: make_reader(settings.kafka()))
 
 
 def _api_settings(settings: Settings) -> ApiSettings:

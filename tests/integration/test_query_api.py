@@ -16,8 +16,10 @@ from projector import generations, tables
 from query_api import queries
 from query_api.app import create_app
 from query_api.database import read_only_engine
-from query_api.queries import SearchCriteria
+from query_api.queries import LogPosition, SearchCriteria
 from query_api.settings import ApiSettings, fixed_clock
+from rxstore.story import KNOWN
+from schemas.incoming import event_key
 from tests.conftest import new_database
 
 SCHEMA = {"schema_translate_map": {None: "rx_g1"}}
@@ -29,6 +31,8 @@ NHS = "9912003489"
 OTHER_NHS = "9691003120"
 ID = "3AF2CB-C86002-0000BX"
 KEY = ID[:-1]
+SOURCE = "urn:nhs:asid:200000000946"
+EVENT_KEY = event_key(SOURCE, "r-1")
 R1_ID = "9BA2F6BD-14FD-6F8B-E050-D20AE3A254FDA"
 PRESCRIBED_AT = datetime(2024, 2, 1, 9, 30, tzinfo=UTC)
 
@@ -138,6 +142,16 @@ class ReadModel:
         self.write(
             tables.checkpoint, topic="events", partition_number=partition, next_offset=1, epoch=1, caught_up_at=at
         )
+
+    def folded(self, *places, keys=None, **columns):
+        """A prescription that remembers events at these (partition, offset), under these keys."""
+        keys = keys or [bytes([number]) * 16 for number, _ in enumerate(places)]
+        packed = b"".join(partition.to_bytes(4, "big") + offset.to_bytes(8, "big") for partition, offset in places)
+        self.prescription(folded_keys=b"".join(keys), folded_positions=packed, **columns)
+
+    def publisher_event(self, reason="contract_violation", *, id="r-1", **columns):
+        """A record of the publisher that was set aside."""
+        self.set_aside(reason, event_source=SOURCE, event_id=id, event_key=event_key(SOURCE, id), **columns)
 
 
 class Api:
@@ -705,6 +719,18 @@ SEARCH_CRITERIA = SearchCriteria(nhs_number=NHS, earliest=PRESCRIBED_AT, latest=
 QUESTIONS = [
     pytest.param(lambda connection: queries.prescription(connection, KEY, None), id="prescription"),
     pytest.param(lambda connection: queries.prescriptions(connection, SEARCH_CRITERIA), id="prescriptions"),
+    pytest.param(lambda connection: queries.event(connection, EVENT_KEY, KEY, None), id="event"),
+    pytest.param(lambda connection: queries.events(connection, SOURCE, "open", None, 10), id="events"),
+    pytest.param(queries.views_status, id="views_status"),
+    pytest.param(lambda connection: connection.execute(KNOWN, {"key": KEY}).all(), id="history"),
+]
+STATEMENTS = [
+    queries.PRESCRIPTION,
+    queries.PRESCRIPTIONS,
+    queries.EVENT,
+    queries.EVENTS,
+    queries.VIEWS_STATUS,
+    KNOWN,
 ]
 
 
@@ -724,6 +750,17 @@ def test_a_question_is_one_statement(engine, read_model, question):
     [
         pytest.param(queries.PRESCRIPTION, {"stream_key": KEY, "issue_number": None}, id="prescription"),
         pytest.param(
+            queries.EVENT,
+            {"event_key": EVENT_KEY, "stream_key": KEY, "topic": None, "partition": None, "offset": None},
+            id="event",
+        ),
+        pytest.param(
+            queries.EVENTS,
+            {"source": SOURCE, "state": "open", "topic": "", "partition": -1, "offset": -1, "limit": 10},
+            id="events",
+        ),
+        pytest.param(KNOWN, {"key": KEY}, id="history"),
+        pytest.param(
             queries.PRESCRIPTIONS,
             {"nhs_number": NHS, "earliest": PRESCRIBED_AT, "latest": PRESCRIBED_AT, "release": None},
             id="prescriptions",
@@ -741,7 +778,7 @@ def test_a_question_reads_tables_that_grow_by_index(writer, read_model, statemen
 
 QUESTIONS_AND_THEIR_VIEWS = [
     pytest.param(*question.values, view, id=f"{question.id}, {view}")
-    for question, statement in zip(QUESTIONS, [queries.PRESCRIPTION, queries.PRESCRIPTIONS], strict=True)
+    for question, statement in zip(QUESTIONS, STATEMENTS, strict=True)
     for view in tables.VIEWS
     if f"rxstore.{view} " in statement.text
 ]
@@ -877,3 +914,101 @@ def test_an_installation_may_demand_a_fresh_read_model(engine, read_model):
     for partition in range(PARTITIONS):
         read_model.caught_up(partition, datetime.now(UTC))
     assert ready.simulate_get("/health/ready").status_code == 200
+
+
+# what became of an event ----------------------------------------------------------------------------------------------
+
+
+def test_the_view_of_events_cuts_them_out_of_what_a_prescription_remembers(engine, read_model):
+    read_model.folded((1, 7), (1, 2**33 + 5))
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT * FROM rxstore.event WHERE stream_key = :key"), {"key": KEY}).all()
+    assert [tuple(row[1:]) for row in rows] == [
+        (1, bytes(16), 1, 7, False),
+        (2, b"\x01" * 16, 1, 2**33 + 5, False),
+    ]
+
+
+def test_a_deletion_forgets_where_events_stand_and_keeps_their_keys(engine, read_model):
+    read_model.deleted()
+    with engine.connect() as connection:
+        (row,) = connection.execute(text("SELECT * FROM rxstore.event")).all()
+    assert (row.version, row.event_key, row.partition_number, row.record_offset) == (1, b"0123456789abcdef", None, None)
+    assert row.deleted
+
+
+def ask_event(engine, **parameters):
+    known = {"source": SOURCE, "id": "r-1"}
+    return Api(engine).client.simulate_get("/rxstore/events", params=known | parameters).json
+
+
+def test_an_event_that_folded_is_found_by_its_stream(engine, read_model):
+    read_model.folded((1, 7), (1, 8), keys=[bytes(16), EVENT_KEY])
+    read_model.caught_up(1, AS_OF)
+    told = ask_event(engine, subject=ID)
+    assert (told["state"], told["version"], told["position"]) == ("folded", 2, "events:1:8")
+    assert told["as_of"] == "2024-02-10T11:31:00.000Z"
+    assert ask_event(engine)["state"] == "not_set_aside"
+    assert ask_event(engine, id="r-2", subject=ID)["state"] == "not_seen"
+
+
+def test_a_copy_is_a_duplicate_once_its_place_has_been_read(engine, read_model):
+    read_model.folded((1, 0), keys=[EVENT_KEY])
+    read_model.caught_up(1, AS_OF)
+    assert ask_event(engine, subject=ID, position="events:1:0")["state"] == "folded"
+    assert ask_event(engine, subject=ID, position="events:1:1")["state"] == "not_seen"
+    read_model.folded((2, 0), keys=[EVENT_KEY], prescription_id=R1_ID)
+    assert ask_event(engine, subject=R1_ID, position="events:1:0")["state"] == "duplicate"
+
+
+def test_an_event_that_was_set_aside_is_found_with_and_without_its_subject(engine, read_model):
+    read_model.publisher_event(errors=[{"path": "data", "message": "must be there"}])
+    read_model.publisher_event("behind_block", state="parked")
+    for told in (ask_event(engine), ask_event(engine, subject=ID)):
+        assert told["state"] == "open"
+        assert [(one["position"], one["state"]) for one in told["sightings"]] == [
+            ("events:1:1", "open"),
+            ("events:1:2", "parked"),
+        ]
+        assert told["sightings"][0]["errors"] == [{"path": "data", "message": "must be there"}]
+        assert told["sightings"][1]["waiting_for"] == "events:1:1"
+    assert ask_event(engine, subject=R1_ID)["state"] == "not_seen"
+    assert ask_event(engine, position="events:1:2")["state"] == "parked"
+
+
+def test_a_publisher_lists_its_own_events_and_no_others(engine, read_model):
+    for number in range(3):
+        read_model.publisher_event(id=f"r-{number}")
+    read_model.publisher_event(id="r-9", state="skipped")
+    read_model.set_aside("contract_violation", event_source="urn:somebody:else", event_id="r-1")
+    client = Api(engine).client
+    page = client.simulate_get("/rxstore/events", params={"source": SOURCE, "state": "open", "limit": 2}).json
+    assert [one["id"] for one in page["events"]] == ["r-0", "r-1"]
+    rest = {"source": SOURCE, "state": "open", "after": page["after"]}
+    last = client.simulate_get("/rxstore/events", params=rest).json
+    assert ([one["id"] for one in last["events"]], last["after"]) == (["r-2"], None)
+    nobody = client.simulate_get("/rxstore/events", params={"source": "urn:nobody", "state": "open"}).json
+    assert nobody["events"] == []
+
+
+def test_status_counts_what_is_set_aside_and_how_far_each_partition_is(engine, read_model):
+    read_model.prescription()
+    read_model.publisher_event()
+    read_model.publisher_event("behind_block", state="parked")
+    read_model.set_aside("not_created", stream_key=R1_ID[:-1], state="parked")
+    for partition in range(PARTITIONS):
+        read_model.caught_up(partition, AS_OF)
+    status = Api(engine).client.simulate_get("/rxstore/status").json
+    assert (status["generation"], status["quarantined"], status["parked"], status["blocked"]) == ("g1", 1, 2, 1)
+    assert status["as_of"] == "2024-02-10T11:31:00.000Z"
+    assert [one["partition"] for one in status["partitions"]] == [0, 1, 2]
+
+
+def test_a_position_is_passed_by_the_checkpoint_of_its_own_partition(engine, read_model):
+    read_model.caught_up(1, AS_OF)
+    with engine.connect() as connection:
+        assert queries.has_passed(connection, "events", 1, 0) is True
+        assert queries.has_passed(connection, "events", 1, 1) is False
+        assert queries.has_passed(connection, "events", 2, 0) is None
+        assert queries.has_passed(connection, "other", 1, 0) is None
+        assert queries.event(connection, EVENT_KEY, KEY, LogPosition("events", 1, 0)).has_passed

@@ -8,7 +8,7 @@ import pytest
 from falcon import testing
 
 from query_api.app import routes
-from query_api.queries import Retrieved, Searched
+from query_api.queries import EventFate, Retrieved, Searched, ViewsStatus
 from query_api.settings import ApiSettings, fixed_clock
 
 ASID = {"Spine-From-Asid": "200000000946"}
@@ -38,6 +38,18 @@ class Nothing:
 
     def age_seconds(self):
         return 0.0
+
+    def has_passed(self, topic, partition, offset):
+        return True
+
+    def event(self, key, stream_key, position):
+        return EventFate(None, None, [], False, None)
+
+    def events(self, source, state, after, limit):
+        return [], None
+
+    def views(self):
+        return ViewsStatus("g1", "1.0", "events", 0, 0, 0, None, None, [])
 
 
 class Api:

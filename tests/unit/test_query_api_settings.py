@@ -29,8 +29,11 @@ def test_the_environment_chooses():
             "RXSTORE_REQUIRE_USER": "yes",
             "RXSTORE_CHECK_CHARACTER": "lenient",
             "RXSTORE_NOW": "2025-03-01T12:00:00Z",
+            "RXSTORE_READY_MAX_AGE_SECONDS": "30",
         }
     )
+
+    assert settings.ready_max_age_seconds == 30
 
     assert (settings.empty_search, settings.require_user, settings.strict_check_character) == (
         "empty-list",
@@ -47,6 +50,8 @@ def test_the_environment_chooses():
         ("RXSTORE_REQUIRE_USER", "true"),
         ("RXSTORE_CHECK_CHARACTER", "off"),
         ("RXSTORE_NOW", "yesterday"),
+        ("RXSTORE_READY_MAX_AGE_SECONDS", "0"),
+        ("RXSTORE_READY_MAX_AGE_SECONDS", "soon"),
         ("RXSTORE_NOW", "2025-03-01T12:00:00"),
     ],
 )
