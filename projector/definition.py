@@ -22,7 +22,7 @@ DEFINITION = "1.0"
 
 def hashes() -> dict[str, str]:
     """Return short hashes of contract, tables and views, to see at a glance whether two installations agree."""
-    return {"contract": _digest(event_schemas()), "tables": _digest(_ddl()), "views": _digest(tables.VIEWS)}
+    return {"contract": _digest(event_schemas()), "tables": _digest(ddl()), "views": _digest(tables.VIEWS)}
 
 
 def major(definition: str) -> int:
@@ -30,7 +30,8 @@ def major(definition: str) -> int:
     return int(definition.partition(".")[0])
 
 
-def _ddl() -> list[str]:
+def ddl() -> list[str]:
+    """Return the statements that make the tables of a read model in whatever schema comes first."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy does not type it
     statements: list[str] = []
     for table in tables.READ_MODEL.sorted_tables:

@@ -75,10 +75,11 @@ class Progress:
         if not self.total or not self.done:
             return line
         left = max(0.0, self.total - self.done) / self.rate
-        return f"{line}, {min(99, 100 * self.done / self.total):.0f} %, about {_duration(left)} left"
+        return f"{line}, {min(99, 100 * self.done / self.total):.0f} %, about {duration(left)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a length of time as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

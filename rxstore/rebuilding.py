@@ -286,6 +286,23 @@ def retire(engine: Engine, name: str | None) -> Generation:
     return _take_away(engine, let_go)
 
 
+def report(engine: Engine, name: str) -> dict[str, Any]:
+    """Return everything that is known of a generation's way, as evidence: one document."""
+    with engine.connect() as connection:
+        generation = _found(connection, name)
+        entries = rebuild.history(connection, name)
+    return {
+        "generation": generation.name,
+        "state": generation.state,
+        "definition": generation.definition,
+        "hashes": generation.hashes,
+        "settings": generation.settings,
+        "topic": {"name": generation.topic, "id": generation.topic_id, "partitions": generation.partitions},
+        "registered_at": generation.registered_at,
+        "history": [{"action": one.action, "at": one.done_at, "by": one.done_by, **one.details} for one in entries],
+    }
+
+
 def _take_away(engine: Engine, step: Callable[[Connection], Generation]) -> Generation:
     with _refusing(), rebuild.alone(engine):
         generation = _step(engine, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,10 @@ from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from projector.verify import Comparison
+    from rxstore.planning import Plan
 
 DEFAULT_MAX_LAG = 1_000
 
@@ -27,14 +30,115 @@ max_lag = click.option(
 )
 
 
-@click.group(epilog=example("rxstore rebuild stage --workers 2", "rxstore rebuild prescription 3AF2CB-C86002-0000BX"))
+@click.group(
+    epilog=example(
+        "rxstore rebuild plan", "rxstore rebuild stage --workers 2", "rxstore rebuild prescription 3AF2CB-C86002-0000BX"
+    )
+)
 def command() -> None:
     """Make rows anew from the topic: all of them beside the live ones, or those of single prescriptions in place.
 
-    stage registers a new generation and builds it, wait waits until it follows, verify compares it with the live one,
-    promote makes it the live one and rollback takes that back; abort drops one that was not promoted, retire the one
-    that was live before.
+    plan says what it would take, stage registers a new generation and builds it, wait waits until it follows, verify
+    compares it with the live one, promote makes it the live one and rollback takes that back; abort drops one that was
+    not promoted, retire the one that was live before; report prints what became of it.
     """
+
+
+@command.command("plan", epilog=example("rxstore rebuild plan", "rxstore rebuild plan --json | jq .seconds"))
+@click.option("--workers", type=click.IntRange(min=1, max=64), help="How many would build it; one a core by default.")
+@as_json
+@with_settings
+def plan(settings: Settings, workers: int | None, as_json: bool) -> None:
+    """Say what a rebuild would read, how long it would take and what it would change. Changes nothing.
+
+    The time is that of a sample: the first events of the fullest partition are projected by one worker, and rolled
+    back. Several workers share a machine, and a build also meets prescriptions that grow; take it as an order of
+    magnitude.
+    """
+    from rxstore import planning, store
+
+    with store.engine(settings) as engine:
+        found = planning.plan(settings, engine, workers)
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(found.as_json(), option=orjson.OPT_UTC_Z).decode())
+    else:
+        click.echo("\n".join(_plan(found)))
+
+
+def _plan(found: Plan) -> list[str]:
+    from rxstore.progress import duration
+
+    lines = [f"generation {found.live} is live, definition {found.live_definition}; this version folds by "]
+    lines[0] += f"{found.definition} from {found.topic}"
+    lines += [f"  changes   {change}" for change in found.changes] or ["  changes   nothing"]
+    lines.append(f"  needed    {'yes' if found.needed else 'no: the live rows are as a rebuild would make them'}")
+    lines += [f"  warning   {warning}" for warning in found.warnings]
+    lines += ["", f"  {'partition':>9} {'first':>12} {'end':>12} {'events':>12} {'bytes':>14}  oldest"]
+    lines += [
+        f"  {one.partition:>9} {one.first_offset:>12,} {one.end_offset:>12,} {one.events:>12,}"
+        f" {_known(one.bytes):>14}  {_instant(one.oldest)}"
+        for one in found.partitions
+    ]
+    lines += [f"  {'all':>9} {'':>12} {'':>12} {found.events:>12,} {_known(found.bytes):>14}", ""]
+    if found.sample is not None and found.seconds is not None:
+        lines.append(
+            f"  time      about {duration(found.seconds)} with {found.workers} workers: one projected "
+            f"{found.sample.events:,} events at {found.sample.rate:,.0f} a second"
+        )
+    else:
+        lines.append("  time      unknown: there is nothing to sample, or this role may make no schema")
+    space = "unknown" if found.space_bytes is None else f"about {found.space_bytes / 1_000_000:,.0f} MB"
+    return [*lines, f"  space     {space} in the database, beside the live tables"]
+
+
+def _known(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
+
+
+def _instant(at: datetime | None) -> str:
+    return "-" if at is None else f"{at:%Y-%m-%dT%H:%M:%SZ}"
+
+
+@command.command("report", epilog=example("rxstore rebuild report g2", "rxstore rebuild report g2 --json > g2.json"))
+@click.argument("name")
+@as_json
+@with_settings
+def report(settings: Settings, name: str, as_json: bool) -> None:
+    """Print what became of a generation, with who did it, when and on what evidence, as one document.
+
+    It stays when the tables are dropped.
+    """
+    import orjson
+
+    from rxstore import rebuilding, store
+
+    with store.engine(settings) as engine:
+        found = rebuilding.report(engine, name)
+    if as_json:
+        click.echo(orjson.dumps(found, option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
+    else:
+        click.echo("\n".join(_report(found)))
+
+
+def _report(found: dict[str, Any]) -> list[str]:
+    topic = found["topic"]
+    lines = [
+        f"generation {found['generation']}: {found['state']}, definition {found['definition']}",
+        f"  registered  {_instant(found['registered_at'])}",
+        f"  topic       {topic['name']}, {topic['partitions']} partitions, id {topic['id']}",
+        f"  settings    {', '.join(f'{name}={value}' for name, value in found['settings'].items())}",
+        f"  hashes      {', '.join(f'{name} {value}' for name, value in found['hashes'].items())}",
+    ]
+    for entry in found["history"]:
+        lines += ["", f"{_instant(entry['at'])}  {entry['action']} by {entry['by']}"]
+        lines += [
+            f"  {name:11} {json.dumps(value) if isinstance(value, dict | list) else value}"
+            for name, value in entry.items()
+            if name not in {"at", "action", "by"} and value not in (None, {}, [])
+        ]
+    return lines
 
 
 @command.command("stage", epilog=example("rxstore rebuild stage", "rxstore rebuild stage --name g2 --workers 2"))

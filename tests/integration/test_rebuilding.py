@@ -146,6 +146,23 @@ def test_an_abort_that_was_killed_before_it_dropped_the_tables_is_finished_by_th
         assert connection.execute(text("SELECT to_regnamespace('rx_g2')")).scalar_one() is None
 
 
+def test_the_report_of_a_generation_holds_its_evidence_and_stays_when_its_tables_are_gone(settings, built):
+    change(built, "UPDATE rx_g2.issue SET status = '0099' WHERE status = '0006'")
+    _, found = rebuilding.verify(settings, built, None)
+    rebuilding.accept(built, None, found.digest, why="as meant")
+    promote(settings, built)
+    rebuilding.roll_back(settings, built, max_lag=0)
+    rebuilding.abort(built, "g2")
+    report = rebuilding.report(built, "g2")
+    assert (report["state"], report["topic"]["name"]) == ("abandoned", TOPIC)
+    by_action = {entry["action"]: entry for entry in report["history"]}
+    assert by_action["verified"]["groups"][0]["difference"] == "status 0006 -> 0099"
+    assert by_action["accepted"]["why"] == "as meant"
+    assert by_action["promoted"]["digest"] == by_action["accepted"]["digest"] == found.digest
+    assert by_action["promoted"]["accepted_by"] == by_action["accepted"]["by"]
+    assert set(by_action["promoted"]["offsets"]) == {"g1", "g2"}
+
+
 # what is refused ------------------------------------------------------------------------------------------------------
 
 
