@@ -168,9 +168,11 @@ class Runner:
         done = _Done(Counts())
         with self.connection.transaction(), self.connection.cursor() as cursor:
             checkpoints.move(cursor, self.read_model.schema, claims, {held.partition: held.next_offset}, {})
+            # Outside what follows: a broker that is away is no defect, and must not use up the decision.
+            record = self._concerned(decision)
             try:
                 with self.connection.transaction():
-                    done.add(self._written(*self._due(decision)))
+                    done.add(self._written(*self._due(decision, record)))
             except Exception as error:
                 if not is_ours(error):
                     raise
@@ -202,13 +204,17 @@ class Runner:
 
     def decided(self, decision: Decision) -> FoldedStream:
         """Return what a decision makes of its stream as it is stored now; nothing is written."""
-        return fold(*self._due(decision))
+        return fold(*self._due(decision, self._concerned(decision)))
 
-    def _due(self, decision: Decision) -> tuple[Stream, Sequence[Arrival]]:
+    def _concerned(self, decision: Decision) -> SetAside | None:
+        """Return the record that a decision is about."""
+        schema = self.read_model.schema
+        return set_aside.load_one(self.connection, schema, decision.position) or self._misrouted(decision)
+
+    def _due(self, decision: Decision, record: SetAside | None) -> tuple[Stream, Sequence[Arrival]]:
         """Return a decision's stream as it is stored, and the decision as the fold takes it."""
-        schema, key = self.read_model.schema, decision.stream_key
+        key = decision.stream_key
         stored = self.read_model.load(self.connection, {key: decision.stream_partition}, self.decode, lambda _: True)
-        record = set_aside.load_one(self.connection, schema, decision.position) or self._misrouted(decision)
         return stored[key], () if record is None else self._arrival(decision, record)
 
     def _misrouted(self, decision: Decision) -> SetAside | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 
 import psycopg
 import pytest
+from kafka.errors import KafkaTimeoutError
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
 from projector import decisions, generations
-from projector.batch import Position
+from projector.batch import Position, Record
 from projector.checkpoints import FencingLost
 from projector.read_model import ReadModel
 from projector.refold import LogIncomplete, refold
@@ -121,6 +123,33 @@ def test_a_decision_is_applied_once_however_often_a_worker_looks(migrated_databa
         before = rows(migrated_database_url)
         one.apply_decisions()
     assert rows(migrated_database_url) == before
+
+
+def test_a_decision_waits_while_the_broker_is_away_that_holds_its_record(migrated_database_url, dirty_log):
+    with worker(migrated_database_url, log=dirty_log) as one:
+        whole_log(one, dirty_log)
+        misrouted = open_record(migrated_database_url, "misrouted")
+        insert_skip(migrated_database_url, misrouted)
+        # As in a rebuild that has not come to the partition in which the misrouted record stands.
+        one.runner.connection.execute(
+            f"DELETE FROM {SCHEMA}.set_aside WHERE (topic, partition_number, record_offset) = (%s, %s, %s)",
+            misrouted[:3],
+        )
+        reachable, one.runner.lookup = one.runner.lookup, broker_away
+        with pytest.raises(KafkaTimeoutError):
+            one.apply_decisions()
+        one.runner.lookup = reachable
+        one.apply_decisions()
+    with psycopg.connect(migrated_database_url) as connection:
+        state = connection.execute(
+            f"SELECT state FROM {SCHEMA}.set_aside WHERE (topic, partition_number, record_offset) = (%s, %s, %s)",
+            misrouted[:3],
+        ).fetchone()
+    assert state == ("skipped",)
+
+
+def broker_away(positions: Iterable[Position]) -> dict[Position, Record]:
+    raise KafkaTimeoutError
 
 
 def test_a_decision_of_an_overtaken_worker_is_not_applied(migrated_database_url, dirty_log):
