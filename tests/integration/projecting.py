@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from random import Random
 from typing import Any
@@ -98,7 +98,11 @@ class FakeWorker:
         new = [d for d in decisions.waiting(connection, schema, TOPIC, self.claims) if d.number is None]
         decisions.give_effect(connection, new)
         for decision in decisions.waiting(connection, schema, TOPIC, self.claims):
-            if decision.effect_offset == self.claims[decision.stream_partition].next_offset:
+            place, claim = decision.effect_offset, self.claims[decision.stream_partition]
+            if place is not None and place < claim.next_offset:
+                self.runner.apply_late(self.claims, decision)
+                self.claims[claim.partition] = replace(claim, epoch=claim.epoch + 1)
+            elif place == claim.next_offset:
                 self.counts.add(self.runner.apply(self.claims, decision))
 
 

@@ -69,14 +69,19 @@ def project_with_decisions(database_url: str, log: Log, *, seed: int) -> int:
     return made
 
 
-def build_again(database_url: str, log: Log, *, seed: int, largest: int) -> None:
-    """Build generation g2 from the log and the decisions, after the fact."""
+def stage(database_url: str) -> None:
+    """Register generation g2 beside the live one."""
     engine = create_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
     with engine.begin() as connection:
         connection.execute(text("UPDATE rxstore.generation SET topic = :topic"), {"topic": TOPIC})
         generations.register(connection, "g2", state="building", topic=TOPIC, settings={})
         generations.build(connection, "g2")
     engine.dispose()
+
+
+def build_again(database_url: str, log: Log, *, seed: int, largest: int) -> None:
+    """Build generation g2 from the log and the decisions, after the fact."""
+    stage(database_url)
     with worker(database_url, schema="rx_g2", log=log) as builder:
         for poll in polls(log, range(PARTITIONS), Random(seed), largest):
             builder.project(poll)
@@ -236,3 +241,101 @@ def a_created_stream(database_url: str) -> str:
         row = found.fetchone()
     assert row is not None
     return row[0]
+
+
+# several generations --------------------------------------------------------------------------------------------------
+
+
+def test_decisions_made_while_a_generation_is_being_built_come_out_the_same_in_both(migrated_database_url, dirty_log):
+    stage(migrated_database_url)
+    live_polls = polls(dirty_log, range(PARTITIONS), Random(11), 40)
+    builder_polls = polls(dirty_log, range(PARTITIONS), Random(12), 90)
+    random, made = Random(13), 0
+    with worker(migrated_database_url) as live, worker(migrated_database_url, schema="rx_g2", log=dirty_log) as builder:
+        for number, poll in enumerate(live_polls):
+            live.project(poll)
+            if number % 3 == 2:
+                made += decide(migrated_database_url, random, 0.3)
+                random.choice([live, builder]).apply_decisions()
+                builder.project(next(builder_polls, []))
+        for poll in builder_polls:
+            builder.project(poll)
+        for one in (live, builder):
+            one.apply_decisions()
+    assert made > 20
+    assert rows(migrated_database_url, "rx_g2") == rows(migrated_database_url, SCHEMA)
+
+
+def test_places_of_decisions_rise_though_the_generation_that_was_furthest_has_gone(migrated_database_url, dirty_log):
+    stage(migrated_database_url)
+    with worker(migrated_database_url) as live, worker(migrated_database_url, schema="rx_g2", log=dirty_log) as builder:
+        whole_log(live, dirty_log)
+        decide(migrated_database_url, Random(1), 1.0)
+        live.apply_decisions()
+        with psycopg.connect(migrated_database_url) as connection:
+            connection.execute("UPDATE rxstore.generation SET state = 'retired' WHERE name = 'g1'")
+        todo = list(polls(dirty_log, range(PARTITIONS), Random(2), 60))
+        for poll in todo[: len(todo) // 2]:
+            builder.project(poll)
+        with psycopg.connect(migrated_database_url) as connection:
+            found = connection.execute(
+                "SELECT topic, partition_number, record_offset, stream_key FROM rx_g2.set_aside "
+                "WHERE state = 'open' AND stream_key IS NOT NULL LIMIT 10"
+            ).fetchall()
+        for record in found:
+            insert_skip(migrated_database_url, record)
+        builder.apply_decisions()
+        for poll in todo[len(todo) // 2 :]:
+            builder.project(poll)
+        builder.apply_decisions()
+    with psycopg.connect(migrated_database_url) as connection:
+        places = connection.execute(
+            "SELECT stream_partition, effect_offset FROM rxstore.decision ORDER BY stream_partition, number"
+        ).fetchall()
+        waiting = decisions.waiting(connection, "rx_g2", TOPIC, range(PARTITIONS))
+    assert len(found) == 10
+    assert places == sorted(places)
+    assert waiting == []
+
+
+def test_a_decision_whose_place_was_passed_without_it_is_applied_all_the_same(migrated_database_url, dirty_log):
+    project_with_decisions(migrated_database_url, dirty_log, seed=7)
+    with psycopg.connect(migrated_database_url) as connection:
+        connection.execute("UPDATE rxstore.decision SET revoked_at = now()")
+    stage(migrated_database_url)
+    with worker(migrated_database_url, schema="rx_g2", log=dirty_log) as builder:
+        for poll in polls(dirty_log, range(PARTITIONS), Random(8), 200):
+            builder.project(poll)
+        with psycopg.connect(migrated_database_url) as connection:
+            connection.execute("UPDATE rxstore.decision SET revoked_at = NULL")
+        builder.apply_decisions()
+    assert rows(migrated_database_url, "rx_g2") == rows(migrated_database_url, SCHEMA)
+
+
+def test_folding_a_prescription_again_where_it_is_being_built_does_not_decide_before_time(
+    migrated_database_url, dirty_log
+):
+    assert project_with_decisions(migrated_database_url, dirty_log, seed=9) > 20
+    stage(migrated_database_url)
+    todo = list(polls(dirty_log, range(PARTITIONS), Random(10), 60))
+    with worker(migrated_database_url, schema="rx_g2", log=dirty_log) as builder:
+        for poll in todo[: len(todo) // 2]:
+            builder.project(poll)
+    refold_streams(migrated_database_url, dirty_log, streams(migrated_database_url), schema="rx_g2")
+    with worker(migrated_database_url, schema="rx_g2", log=dirty_log) as builder:
+        for poll in todo[len(todo) // 2 :]:
+            builder.project(poll)
+        builder.apply_decisions()
+    assert rows(migrated_database_url, "rx_g2") == rows(migrated_database_url, SCHEMA)
+
+
+def test_a_decision_about_a_topic_that_is_gone_does_not_reach_the_one_made_again(migrated_database_url, dirty_log):
+    with worker(migrated_database_url) as one:
+        whole_log(one, dirty_log)
+        decide(migrated_database_url, Random(1), 1.0)
+        with psycopg.connect(migrated_database_url) as connection:
+            connection.execute("UPDATE rxstore.decision SET topic_id = 'the old one'")
+            connection.execute("UPDATE rx_g1.checkpoint SET topic_id = 'the new one'")
+        before = rows(migrated_database_url)
+        one.apply_decisions()
+    assert rows(migrated_database_url) == before
