@@ -22,13 +22,18 @@ Line = tuple[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A line and what the contract says of it. ``key`` is its stream key, when its subject could be read."""
+    """A line and what the contract says of it.
+
+    ``key`` is its stream key, when its subject could be read, ``event_key`` its idempotency key, when source and id
+    could.
+    """
 
     number: int
     value: bytes
     key: str | None
     id: str | None
     errors: tuple[FieldError, ...] = ()
+    event_key: bytes | None = None
 
     @property
     def complaint(self) -> str:
@@ -46,8 +51,8 @@ def check(decoder: Decoder, line: Line) -> Checked:
     decoded = decoder.regardless_of_place(Record(NOWHERE, 0, None, value))
     if isinstance(decoded, Accepted):
         envelope = decoded.event.envelope
-        return Checked(number, value, envelope.stream_key, envelope.id)
-    return Checked(number, value, decoded.stream_key, decoded.event_id, decoded.errors)
+        return Checked(number, value, envelope.stream_key, envelope.id, (), envelope.key)
+    return Checked(number, value, decoded.stream_key, decoded.event_id, decoded.errors, decoded.event_key)
 
 
 @contextmanager

@@ -35,11 +35,13 @@ class BadLine(RxstoreError):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An event that the brokers have acknowledged, and its place."""
+    """An event that the brokers have acknowledged, and its place; with its keys, as in ``Checked``."""
 
     line: int
     id: str | None
     position: Position
+    key: str | None = None
+    event_key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Publisher:
                 f"line {line.number} was not acknowledged: {error}; publish the file again when the brokers are back, "
                 "what is already in the topic counts as duplicate"
             ) from error
-        return Published(line.number, line.id, Position(metadata.topic, metadata.partition, metadata.offset))
+        position = Position(metadata.topic, metadata.partition, metadata.offset)
+        return Published(line.number, line.id, position, line.key, line.event_key)
 
 
 def _bad_line(number: int, complaint: str) -> BadLine:

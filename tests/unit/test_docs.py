@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -120,7 +121,9 @@ def commands_in(name: str) -> list[str]:
 
 def parsed(call: str) -> None:
     """Parse a call as the shell and rxstore would, without running it; raises click's UsageError."""
-    words = shlex.split(re.split(r" [|>&;]|;", call)[0])[1:]
+    lexer = shlex.shlex(call, posix=True, punctuation_chars="|>&;")
+    lexer.whitespace_split, lexer.commenters = True, ""
+    words = list(takewhile(lambda word: word[0] not in "|>&;", lexer))[1:]
     command: click.Command = rxstore
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         name = words.pop(0)
