@@ -154,6 +154,7 @@ class Runner:
         self.failing = failing
         self.recent.keep(done.streams)
         _report(done.failed)
+        self._look_again(done, arrivals.marks)
         return done.counts
 
     def apply(self, claims: Mapping[int, Claim], decision: Decision) -> Counts:
@@ -185,6 +186,7 @@ class Runner:
                 )
             decisions.applied(cursor, self.read_model.schema, decision)
         _report(done.failed)
+        self._look_again(done, ())
         return done.counts
 
     def apply_late(self, claims: Mapping[int, Claim], decision: Decision) -> None:
@@ -234,6 +236,18 @@ class Runner:
             return ()
         decode = self.decode if mark is None else self.decode.regardless_of_place
         return (Retry(decision.position, decode(record.record), mark),)
+
+    def _look_again(self, done: _Done, marks: Iterable[SetAside]) -> None:
+        """Take the content from marks of deleted prescriptions, after the commit.
+
+        A mark and the deletion may be written by two workers at the same time, and neither sees the other's: the one
+        that commits last finds both here. One that dies before it does leaves that to whoever claims its partitions.
+        """
+        keys = {mark.stream_key for mark in marks if mark.stream_key is not None}
+        keys |= {stream.before.key for stream in done.streams if stream.deleted}
+        if keys:
+            with self.connection.cursor() as cursor:
+                set_aside.scrub_if_deleted(cursor, self.read_model.schema, sorted(keys))
 
     # a batch, and what is wrong with one event of it ------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ def scrub_if_deleted(cursor: Cursor[Any], schema: str, keys: Collection[str] | N
     """Take the content from records of deleted streams, among ``keys`` or of all.
 
     A misrouted record stands in another partition than the deletion, so two workers may write them at the same time
-    and neither sees the other's. Whoever claims a partition therefore looks once more.
+    and neither sees the other's. Both look once more after their commits, and so does whoever claims a partition.
     """
     among = "" if keys is None else "AND s.stream_key = ANY(%s)"
     cursor.execute(

@@ -473,6 +473,7 @@ class _Folding:
         """A misrouted record folds at the stream's present place, or leaves its mark."""
         if isinstance(item, Quarantined) or self.first_block() < inf:
             return
+        counts = replace(self.counts)
         if self.has(item.event.envelope.key):
             self.counts.duplicates += 1
         elif self.attempt(item, item.record.position.offset) is not Outcome.FOLDED:
@@ -480,6 +481,7 @@ class _Folding:
             self.known.pop(mark.position, None)
             self.saved.pop(mark.position, None)
             self.open = [record for record in self.open if record.position != mark.position]
+            self.counts = counts
             return
         self.saved[mark.position] = replace(mark, state="retried")
         self.release()

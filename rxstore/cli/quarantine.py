@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,7 @@ from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy import Connection
 
@@ -43,6 +44,8 @@ SELECT s.topic, s.partition_number, s.record_offset, s.stream_key, s.state, s.re
  WHERE s.state = ANY(:states)
    AND (CAST(:reason AS text) IS NULL OR s.reason = :reason)
    AND (CAST(:stream AS text) IS NULL OR s.stream_key = :stream)
+   AND (CAST(:source AS text) IS NULL OR s.event_source = :source)
+   AND (CAST(:older_than AS double precision) IS NULL OR s.since < now() - make_interval(secs => :older_than))
    AND (CAST(:topic AS text) IS NULL
         OR (s.topic, s.partition_number, s.record_offset) = (:topic, :partition, :offset))
  ORDER BY s.since, s.topic, s.partition_number, s.record_offset
@@ -61,13 +64,24 @@ def command() -> None:
 @command.command("list", epilog=example("rxstore quarantine list --reason contract_violation --json"))
 @click.option("--reason", help="Only this reason code, for example contract_violation.")
 @click.option("--stream", help="Only this prescription: its id, with or without the check character.")
+@click.option("--source", help="Only from this publisher: its CloudEvents source.")
+@click.option("--older-than", type=click.FloatRange(min=0), metavar="SECONDS", help="Only what is older than this.")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="Only these; open and parked by default.")
 @as_json
 @with_settings
-def list_(settings: Settings, reason: str | None, stream: str | None, state: tuple[str, ...], as_json: bool) -> None:
+def list_(
+    settings: Settings,
+    reason: str | None,
+    stream: str | None,
+    source: str | None,
+    older_than: float | None,
+    state: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Every record that is set aside, oldest first; with --json one object a line."""
     shown = 0
-    for record in _records(settings, states=state or STATES[:2], reason=reason, stream=_stream_key(stream)):
+    chosen = {"reason": reason, "stream": _stream_key(stream), "source": source, "older_than": older_than}
+    for record in _records(settings, states=state or STATES[:2], chosen=chosen):
         shown += 1
         click.echo(json.dumps(record) if as_json else _line(record))
     if not shown and not as_json:
@@ -109,7 +123,7 @@ def _deciding(function: Callable[..., None]) -> Callable[..., None]:
             type=click.IntRange(min=1, max=10_000),
             default=100,
             show_default=True,
-            help="The most records that filters may find.",
+            help="The most records to decide about at once; of more that filters find, the oldest.",
         ),
         click.option("--by", "who", help="Who decides; you, as this machine knows you, by default."),
         click.option("--dry-run", is_flag=True, help="Show what each would change, and change nothing."),
@@ -169,10 +183,15 @@ def _decide(
         )
     with decide.desk(settings) as desk:
         if ids:
-            candidates = desk.find([Position(*_position(id_)) for id_ in ids], action)
+            candidates = desk.find([Position(*_position(id_)) for id_ in dict.fromkeys(ids)], action)
+            if len(candidates) > limit:
+                raise WrongUse(f"{len(candidates)} ids are more than --limit {limit}: nothing was decided")
         else:
             filters["stream"] = _stream_key(filters["stream"])
-            candidates = desk.search(action, limit=limit, **filters)
+            candidates = desk.search(action, limit=limit + 1, **filters)
+            if len(candidates) > limit:
+                candidates = candidates[:limit]
+                click.echo(f"more than {limit} match: these are the oldest {limit} (--limit)", err=True)
         if dry_run:
             for outlook in desk.outlook(action, candidates):
                 click.echo(json.dumps(outlook.as_json()) if as_json else "\n".join(_outlook(outlook)))
@@ -316,9 +335,8 @@ def _records(
     settings: Settings,
     *,
     states: tuple[str, ...],
-    reason: str | None = None,
-    stream: str | None = None,
     position: tuple[str, int, int] | None = None,
+    chosen: Mapping[str, str | float | None] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     from sqlalchemy import text
 
@@ -332,8 +350,7 @@ def _records(
                 text(LIST.format(schema=schema)),
                 {
                     "states": list(states),
-                    "reason": reason,
-                    "stream": stream,
+                    **{name: chosen.get(name) for name in ("reason", "stream", "source", "older_than")},
                     "topic": topic,
                     "partition": partition,
                     "offset": offset,

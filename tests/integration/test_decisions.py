@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,12 +13,15 @@ from kafka.errors import KafkaTimeoutError
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from projector import decisions, generations
+from ingest import decode as decode_module
+from projector import decisions, generations, set_aside
 from projector.batch import Position, Record
 from projector.checkpoints import FencingLost
-from projector.read_model import ReadModel
+from projector.read_model import TABLES, ReadModel
 from projector.refold import LogIncomplete, refold
 from projector.runner import connect
+from schemas.incoming import UnknownType
+from tests import examples
 from tests.integration.projecting import (
     DECODE,
     PARTITIONS,
@@ -25,8 +29,10 @@ from tests.integration.projecting import (
     TOPIC,
     FakeWorker,
     Log,
+    decide_about,
     generated_log,
     polls,
+    project_all,
     rows,
     worker,
 )
@@ -106,15 +112,6 @@ def open_record(database_url: str, reason: str) -> tuple[str, int, int, str]:
     return row
 
 
-def insert_skip(database_url: str, record: tuple[str, int, int, str]) -> None:
-    with psycopg.connect(database_url) as connection:
-        connection.execute(
-            "INSERT INTO rxstore.decision (action, topic, partition_number, record_offset, stream_key, "
-            "stream_partition, why, decided_by) VALUES ('skip', %s, %s, %s, %s, %s, 'a test', 'test')",
-            (*record, DECODE.partition_of(record[3].encode())),
-        )
-
-
 def whole_log(one: FakeWorker, log: Log) -> None:
     for poll in polls(log, range(PARTITIONS), Random(1), 60):
         one.project(poll)
@@ -123,7 +120,7 @@ def whole_log(one: FakeWorker, log: Log) -> None:
 def test_a_decision_is_applied_once_however_often_a_worker_looks(migrated_database_url, dirty_log):
     with worker(migrated_database_url) as one:
         whole_log(one, dirty_log)
-        insert_skip(migrated_database_url, open_record(migrated_database_url, "illegal_transition"))
+        decide_about(migrated_database_url, "skip", open_record(migrated_database_url, "illegal_transition"))
         one.apply_decisions()
         before = rows(migrated_database_url)
         one.apply_decisions()
@@ -134,7 +131,7 @@ def test_a_decision_waits_while_the_broker_is_away_that_holds_its_record(migrate
     with worker(migrated_database_url, log=dirty_log) as one:
         whole_log(one, dirty_log)
         misrouted = open_record(migrated_database_url, "misrouted")
-        insert_skip(migrated_database_url, misrouted)
+        decide_about(migrated_database_url, "skip", misrouted)
         # As in a rebuild that has not come to the partition in which the misrouted record stands.
         one.runner.connection.execute(
             f"DELETE FROM {SCHEMA}.set_aside WHERE (topic, partition_number, record_offset) = (%s, %s, %s)",
@@ -161,7 +158,7 @@ def test_a_decision_of_an_overtaken_worker_is_not_applied(migrated_database_url,
     with worker(migrated_database_url) as zombie:
         whole_log(zombie, dirty_log)
         with worker(migrated_database_url) as successor:
-            insert_skip(migrated_database_url, open_record(migrated_database_url, "illegal_transition"))
+            decide_about(migrated_database_url, "skip", open_record(migrated_database_url, "illegal_transition"))
             before = rows(migrated_database_url)
             with pytest.raises(Exception, match="epoch"):
                 zombie.apply_decisions()
@@ -283,7 +280,7 @@ def test_places_of_decisions_rise_though_the_generation_that_was_furthest_has_go
                 "WHERE state = 'open' AND stream_key IS NOT NULL LIMIT 10"
             ).fetchall()
         for record in found:
-            insert_skip(migrated_database_url, record)
+            decide_about(migrated_database_url, "skip", record)
         builder.apply_decisions()
         for poll in todo[len(todo) // 2 :]:
             builder.project(poll)
@@ -339,3 +336,80 @@ def test_a_decision_about_a_topic_that_is_gone_does_not_reach_the_one_made_again
         before = rows(migrated_database_url)
         one.apply_decisions()
     assert rows(migrated_database_url) == before
+
+
+def an_older_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version before: it does not know of claims."""
+
+    def unknown(real: Any) -> Any:
+        def read(attributes: Any, *arguments: Any, **options: Any) -> Any:
+            if "claimed" in str(attributes.get("type")):
+                raise UnknownType
+            return real(attributes, *arguments, **options)
+
+        return read
+
+    monkeypatch.setattr(decode_module, "load", unknown(decode_module.load))
+    monkeypatch.setattr(decode_module, "read", lambda *_, **__: None)
+
+
+def test_after_a_deploy_that_knows_the_type_a_retry_folds_it_and_all_that_waited_in_one_transaction(
+    migrated_database_url, another_database_url, monkeypatch
+):
+    log = generated_log(60, seed=9)
+    project_all(another_database_url, log, seed=1, largest=40)
+    with monkeypatch.context() as patched:
+        an_older_version(patched)
+        project_all(migrated_database_url, log, seed=1, largest=40)
+    with psycopg.connect(migrated_database_url) as connection:
+        unknown = connection.execute(
+            "SELECT topic, partition_number, record_offset, stream_key FROM rx_g1.set_aside WHERE reason = "
+            "'unknown_type' AND state = 'open' ORDER BY stands_at"
+        ).fetchall()
+    assert len(unknown) > 5
+    for record in unknown:
+        decide_about(migrated_database_url, "retry", record)
+    with worker(migrated_database_url) as one:
+        one.apply_decisions()
+    whole, retried = rows(another_database_url), rows(migrated_database_url)
+    assert {table: retried[table] for table in TABLES} == {table: whole[table] for table in TABLES}
+    with psycopg.connect(migrated_database_url) as connection:
+        states = connection.execute("SELECT DISTINCT reason, state FROM rx_g1.set_aside").fetchall()
+        written = connection.execute(
+            "SELECT s.stream_key, count(DISTINCT x) FROM rx_g1.set_aside s "
+            "CROSS JOIN LATERAL (SELECT s.xmin::text AS x "
+            "UNION ALL SELECT p.xmin::text FROM rx_g1.prescription p WHERE p.stream_key = s.stream_key) w "
+            "GROUP BY 1 HAVING count(DISTINCT s.record_offset) = 1"
+        ).fetchall()
+    assert states == [("unknown_type", "retried")]
+    assert written
+    assert {count for _, count in written} == {1}
+
+
+def test_a_mark_and_a_deletion_written_at_the_same_moment_leave_no_content(migrated_database_url, monkeypatch):
+    log = Log()
+    subject = examples.created()["subject"]
+    log.append_event(examples.created())
+    deletion = log.append_event(examples.deleted())
+    stray = log.append_event({**examples.released(), "subject": subject}, 1)
+    numbers = [deletion.position.partition, stray.position.partition]
+    really_mark = set_aside.mark
+    with worker(migrated_database_url, numbers[:1]) as deletes, worker(migrated_database_url, numbers[1:]) as marks:
+
+        def mark_while_another_deletes(*arguments: Any) -> None:
+            """The transaction has its snapshot already, and does not see the deletion."""
+            deletes.project(log.partitions[numbers[0]])
+            really_mark(*arguments)
+            assert contents(migrated_database_url) == 0
+
+        monkeypatch.setattr(set_aside, "mark", mark_while_another_deletes)
+        marks.project(log.partitions[numbers[1]])
+    assert len(rows(migrated_database_url)["set_aside"]) == 1
+    assert contents(migrated_database_url) == 0
+
+
+def contents(database_url: str) -> int:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT count(*) FROM rx_g1.set_aside WHERE record_value IS NOT NULL").fetchone()
+    assert row is not None
+    return int(row[0])

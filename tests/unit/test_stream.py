@@ -9,7 +9,7 @@ import pytest
 from projector import stream as stream_module
 from projector.batch import Accepted, Reason
 from projector.prescription import Kind, evolve
-from projector.stream import History, Retry, Stream, fold, needs_parked
+from projector.stream import Counts, History, Retry, Stream, fold, needs_parked
 from schemas.events import Event, Nominated
 from tests.unit.given import (
     ITEMS,
@@ -1029,6 +1029,7 @@ def test_a_retried_mark_that_does_not_fold_stays(stream: StoredStream, event: Ev
     before = (stream.prescription, stream.history, stream.set_aside)
     folded = stream.fold(retried_mark(misrouted(7), event))
     assert folded.set_aside == {}
+    assert folded.counts == Counts()
     assert (stream.prescription, stream.history, stream.set_aside) == before
 
 
