@@ -19,7 +19,7 @@ from projector.generations import MIGRATION_LOCK, Generation
 
 REBUILD_LOCK = MIGRATION_LOCK + 1
 # What a generation can be on its way to the views.
-CANDIDATE = ("building", "ready")
+CANDIDATE = ("loading", "building", "ready")
 
 GRANTS_ON_SCHEMA = """
 SELECT DISTINCT g.rolname, a.privilege_type
@@ -112,8 +112,9 @@ def stage(
     first_offsets: Mapping[int, int],
     settings: Mapping[str, Any],
     who: str,
+    state: str = "building",
 ) -> None:
-    """Make a generation's schema and enter it in the register as being built.
+    """Make a generation's schema and enter it in the register as being built, or loaded from an archive.
 
     Every partition of the topic gets its checkpoint at once, so that one which nobody reads can be seen. The register
     is locked last and for a moment: a decision that is just given its place either sees the new generation or comes
@@ -146,7 +147,7 @@ def stage(
     generations.register(
         connection,
         name,
-        state="building",
+        state=state,
         topic=topic,
         settings=dict(settings),
         topic_id=topic_id,
@@ -154,6 +155,15 @@ def stage(
     )
     begins = {str(number): first for number, first in sorted(first_offsets.items())}
     note(connection, name, "staged", who=who, details={"topic": topic, "topic_id": topic_id, "from_offsets": begins})
+
+
+def loaded(connection: Connection, name: str, *, who: str) -> Generation:
+    """Hand a generation that has been loaded from an archive over to those who feed: from here on it is being built."""
+    connection.execute(text("LOCK TABLE rxstore.generation IN EXCLUSIVE MODE"))
+    generation = in_state(connection, name, "loading")
+    _set_state(connection, name, "building")
+    note(connection, name, "loaded", who=who, details={"offsets": offsets(connection, generation)})
+    return in_state(connection, name, "building")
 
 
 def note_ready(connection: Connection, generation: Generation, *, who: str) -> bool:
@@ -252,6 +262,14 @@ def in_state(connection: Connection, name: str, *states: str) -> Generation:
     if generation.state not in states:
         raise WrongState(f"generation {name} is {generation.state}, not {' or '.join(states)}")
     return generation
+
+
+def being_loaded(connection: Connection, name: str | None) -> Generation | None:
+    """Return the generation that is being loaded from an archive, if it is this one or no name is given."""
+    for generation in generations.every(connection):
+        if generation.state == "loading" and name in {None, generation.name}:
+            return generation
+    return None
 
 
 def candidate(connection: Connection) -> Generation:

@@ -191,7 +191,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         stopping=stopping,
         keep_going=options.keep_going,
     )
-    _collect_garbage_rarely()
+    collect_garbage_rarely()
     try:
         worker.run()
     except (TopicMismatch, RowsMissing, TooManyUnreadable, TooManyFailing) as error:
@@ -201,7 +201,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         counts.send(worker.counts)
 
 
-def _collect_garbage_rarely() -> None:
+def collect_garbage_rarely() -> None:
     """A batch makes some hundred thousand objects, none in a cycle, which all live until it is written.
 
     The collector counts objects that live: with a limit well above a batch it does not look through each batch several

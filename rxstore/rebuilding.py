@@ -13,13 +13,15 @@ from psycopg import errors
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
+from ingest.archive import Archive
 from projector import generations, rebuild
 from projector import verify as verifying
 from projector.generations import Generation, NotMigrated
 from projector.rebuild import AnotherRuns, WrongState
 from projector.verify import Comparison, NotTogether
-from rxstore import store
+from rxstore import loading, store
 from rxstore.errors import Refused, ServerUnavailable
+from rxstore.feeding import worker_options
 from rxstore.progress import Progress
 from rxstore.settings import Settings
 
@@ -48,26 +50,43 @@ class Lag:
         return {"generation": self.generation.name, "state": self.generation.state, "lag_events": self.events}
 
 
-def stage(settings: Settings, engine: Engine, name: str | None) -> Generation:
-    """Register a generation of this version, of the settings and the topic as they are now, and make its schema."""
+def stage(settings: Settings, engine: Engine, name: str | None, archive: Archive | None = None) -> Generation:
+    """Register a generation of this version, of the settings and the topic as they are now, and make its schema.
+
+    With an archive it begins where that begins and is not fed until ``load`` is done with it; one that was stopped
+    while it was loading is returned again.
+    """
     log = store.describe_log(settings)
     store.live_generation(engine)
+    begins = log.first_offsets if archive is None else loading.check(archive, log)
 
     def step(connection: Connection) -> Generation:
+        if archive is not None and (begun := rebuild.being_loaded(connection, name)) is not None:
+            return begun
         chosen = name or rebuild.next_name(connection)
         rebuild.stage(
             connection,
             chosen,
             topic=log.name,
             topic_id=log.topic_id,
-            first_offsets=log.first_offsets,
+            first_offsets=begins,
             settings=store.meaning(settings),
             who=store.somebody(),
+            state="building" if archive is None else "loading",
         )
-        return rebuild.in_state(connection, chosen, "building")
+        return rebuild.in_state(connection, chosen, *rebuild.CANDIDATE)
 
     with _refusing(), rebuild.alone(engine):
         return _step(engine, step)
+
+
+def load(settings: Settings, engine: Engine, generation: Generation, archive: Archive, workers: int) -> Generation:
+    """Fold the archive into a staged generation, then let projectors feed it from the topic."""
+    log = store.describe_log(settings, generation.topic)
+    options = worker_options(settings, generation, log, keep_going=False)
+    with _refusing(), rebuild.alone(engine):
+        loading.load(engine, generation, options, archive, workers)
+        return _step(engine, lambda connection: rebuild.loaded(connection, generation.name, who=store.somebody()))
 
 
 def lag(settings: Settings, engine: Engine, name: str) -> Lag:

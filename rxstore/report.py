@@ -100,7 +100,7 @@ def report(settings: Settings, engine: Engine) -> Report:
         found = [
             _generation(connection, generation, ends, workers.get(generation.name), now)
             for generation in generations.every(connection)
-            if generation.state in {"building", "ready", "live", "previous"}
+            if generation.state in {"loading", "building", "ready", "live", "previous"}
         ]
     verdict, why = _verdict(found, unknown, now)
     if ends and live.partitions is not None and live.partitions != len(ends):
@@ -211,7 +211,7 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
         return "attention", f"{live.blocked:,} prescriptions are blocked: see 'rxstore quarantine list'"
     if live.oldest_parked_seconds is not None and live.oldest_parked_seconds > PARKED_TOO_LONG.seconds:
         return "attention", "events have been parked for over an hour: see 'rxstore quarantine list'"
-    if any(generation.state in {"building", "ready"} for generation in found):
+    if any(generation.state in {"loading", "building", "ready"} for generation in found):
         return "rebuilding", None
     return "following", None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +18,7 @@ from rxstore.settings import Settings
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from ingest.archive import Archive
     from projector.verify import Comparison
     from rxstore.planning import Plan
 
@@ -148,15 +151,22 @@ def _report(found: dict[str, Any]) -> list[str]:
     type=click.IntRange(min=1, max=64),
     help="Build it here with so many processes, and end when it is built; without, running projectors build it.",
 )
+@click.option(
+    "--archive",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Begin with the events of this archive, and go on in the topic where it ends.",
+)
 @as_json
 @with_settings
-def stage(settings: Settings, name: str | None, workers: int | None, as_json: bool) -> None:
+def stage(settings: Settings, name: str | None, workers: int | None, directory: Path | None, as_json: bool) -> None:
     """Register a new generation beside the live one, and build it from the topic.
 
     It is of this version's definition, of the settings as they are now and of the topic as it is now. Every running
     projector of this version joins within seconds; without --workers the command leaves the work to them and returns
     at once, with --workers it does it alone and returns when every event that was there has been folded. A build that
-    is stopped or killed goes on where it was.
+    is stopped or killed goes on where it was; one from an archive when the same command is given again.
     """
     from rxstore import rebuilding, store
     from rxstore.feeding import CaughtUp, Feeder
@@ -164,8 +174,12 @@ def stage(settings: Settings, name: str | None, workers: int | None, as_json: bo
 
     stopping = threading.Event()
     with store.engine(settings) as engine:
-        generation = rebuilding.stage(settings, engine, name)
+        archive = None if directory is None else _archive(directory)
+        generation = rebuilding.stage(settings, engine, name, archive)
         click.echo(f"staged generation {generation.name}, definition {generation.definition}", err=as_json)
+        if archive is not None:
+            generation = rebuilding.load(settings, engine, generation, archive, workers or os.cpu_count() or 1)
+            click.echo(f"{generation.name} is loaded from {directory}", err=as_json)
         state = generation.state
         if workers is not None:
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -186,6 +200,15 @@ def stage(settings: Settings, name: str | None, workers: int | None, as_json: bo
         click.echo(f"running projectors build it: 'rxstore rebuild wait {generation.name}' waits for them")
     if stopping.is_set():
         raise click.exceptions.Exit(1)
+
+
+def _archive(directory: Path) -> Archive:
+    from ingest.archive import Archive, ArchiveBroken
+
+    try:
+        return Archive.opened(directory)
+    except ArchiveBroken as error:
+        raise WrongUse(str(error)) from error
 
 
 @command.command("wait", epilog=example("rxstore rebuild wait --timeout 3600", "rxstore rebuild wait g2 --max-lag 0"))

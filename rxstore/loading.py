@@ -1,0 +1,212 @@
+"""Builds a generation from an archive up to where that ends; from there on the topic is read like any other's.
+
+Each process takes some partitions, one after the other. Nobody else feeds a generation while it is loading; stopped or
+killed, a load goes on where its checkpoints stand.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psycopg
+from kafka.errors import KafkaError
+from sqlalchemy import Engine
+
+from ingest.archive import Archive, ArchiveBroken
+from ingest.decode import Decoder
+from ingest.lookup import lookup
+from ingest.partitioning import partitioner
+from projector import checkpoints, decisions, rebuild
+from projector.batch import Position, Record
+from projector.checkpoints import Claim, FencingLost
+from projector.decisions import DecisionsDue
+from projector.generations import Generation
+from projector.read_model import ReadModel
+from projector.recent import RecentStreams
+from projector.runner import Batch, Lookup, Runner, TooManyFailing, connect
+from rxstore import logs
+from rxstore.errors import Refused, ServerUnavailable, explained
+from rxstore.fleet import REMEMBERED_STREAMS, WorkerOptions, collect_garbage_rarely, make_reader
+from rxstore.progress import Progress
+from rxstore.store import Log
+
+LOOK_EVERY_SECONDS = 0.5
+
+
+def check(archive: Archive, log: Log) -> dict[int, int]:
+    """Return where each partition begins in archive and topic together; Refused where they leave a hole."""
+    try:
+        archive.check_topic(log.name, log.topic_id, log.partitions)
+    except ArchiveBroken as error:
+        raise Refused(str(error)) from error
+    begins = {}
+    for partition, first in sorted(log.first_offsets.items()):
+        ends = archive.next_offset(partition)
+        if (ends is None and first > 0) or (ends is not None and ends < first):
+            raise Refused(
+                f"the archive of {log.name}[{partition}] ends at offset {ends or 0}, and the topic begins at {first}: "
+                "what stood between them is in neither. Nothing was staged"
+            )
+        if ends is not None and ends > log.end_offsets[partition]:
+            raise Refused(
+                f"the archive of {log.name}[{partition}] ends at offset {ends}, after the topic's end "
+                f"{log.end_offsets[partition]}: the log was truncated, or this is another topic. Nothing was staged"
+            )
+        archived = archive.first_offset(partition)
+        begins[partition] = first if archived is None else min(first, archived)
+    return begins
+
+
+def load(engine: Engine, generation: Generation, options: WorkerOptions, archive: Archive, workers: int) -> None:
+    """Fold the archive into a generation by ``workers`` processes; Refused when one of them cannot go on."""
+    context = multiprocessing.get_context("spawn")
+    numbers = [partition for partition in range(archive.partitions) if archive.of_partition(partition)]
+    shares = [numbers[start::workers] for start in range(workers)]
+    processes = [
+        context.Process(target=_load, args=(options, archive.directory, share), daemon=True)
+        for share in shares
+        if share
+    ]
+    total = sum(archive.next_offset(number) or 0 for number in numbers)
+    with Progress(f"load {generation.name}", "offsets", total) as progress:
+        for process in processes:
+            process.start()
+        try:
+            while any(process.is_alive() for process in processes):
+                _end_together(processes)
+                _show(engine, generation, numbers, archive, progress)
+                time.sleep(LOOK_EVERY_SECONDS)
+        finally:
+            for process in processes:
+                process.terminate()
+                process.join()
+    if any(process.exitcode for process in processes):
+        raise Refused(
+            f"generation {generation.name} was not loaded to the end of the archive: the reason stands above. The same "
+            f"command goes on where it was; 'rxstore rebuild abort {generation.name}' gives it up"
+        )
+
+
+def _end_together(processes: Sequence[BaseProcess]) -> None:
+    if any(process.exitcode for process in processes):
+        for process in processes:
+            process.terminate()
+
+
+def _show(engine: Engine, generation: Generation, numbers: Iterable[int], archive: Archive, progress: Progress) -> None:
+    with engine.connect() as connection:
+        reached = rebuild.offsets(connection, generation)
+    done = sum(min(reached.get(str(number), 0), archive.next_offset(number) or 0) for number in numbers)
+    progress.advance(max(0, done - progress.done))
+
+
+# one process ----------------------------------------------------------------------------------------------------------
+
+
+def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) -> None:
+    """Be one process: load these partitions, one after the other."""
+    logs.configure(options.log_level, options.log_format)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is told too, and ends this one
+    archive = Archive.opened(directory)
+    decode = Decoder(
+        partition_of=partitioner(options.partitioner, options.partitions),
+        max_value_bytes=options.max_value_bytes,
+        strict_check_character=options.strict_check_character,
+    )
+    read_model = ReadModel(options.schema)
+    collect_garbage_rarely()
+    with connect(options.database_url) as connection:
+        look_up = _either(archive, options)
+        runner = Runner(connection, read_model, decode, RecentStreams(REMEMBERED_STREAMS), look_up, options.keep_going)
+        for partition in partitions:
+            claim = checkpoints.claim(
+                connection,
+                options.schema,
+                options.topic,
+                partition,
+                owner=f"{socket.gethostname()}:{os.getpid()}",
+                topic_id=options.topic_id,
+                first=archive.first_offset(partition) or 0,
+            )
+            try:
+                _Loading(runner, claim).load(archive, options.batch_records)
+            except (ArchiveBroken, FencingLost, TooManyFailing) as error:
+                print(f"rxstore: {error}", file=sys.stderr, flush=True)
+                sys.exit(Refused.exit_code)
+            except (psycopg.Error, KafkaError) as error:
+                print(f"rxstore: {explained(error) or type(error).__name__}", file=sys.stderr, flush=True)
+                sys.exit(ServerUnavailable.exit_code)
+
+
+def _either(archive: Archive, options: WorkerOptions) -> Lookup:
+    """Return a look-up that reads what the archive has from there, and the rest from the topic."""
+    in_topic = lookup(lambda: make_reader(options.kafka))
+
+    def read(positions: Iterable[Position]) -> dict[Position, Record]:
+        wanted = set(positions)
+        archived = {one for one in wanted if one.offset < (archive.next_offset(one.partition) or 0)}
+        found = in_topic(wanted - archived)
+        for position in archived:
+            record = next(archive.records(position.partition, position.offset), None)
+            if record is not None and record.position == position:
+                found[position] = record
+        return found
+
+    return read
+
+
+@dataclass(slots=True)
+class _Loading:
+    """One partition on its way from the archive into the read model."""
+
+    runner: Runner
+    claim: Claim
+
+    def load(self, archive: Archive, batch_records: int) -> None:
+        end = archive.next_offset(self.claim.partition) or 0
+        records = archive.records(self.claim.partition, self.claim.next_offset)
+        for batch in _batches(records, batch_records):
+            self._project(batch, batch[-1].position.offset + 1)
+        if end > self.claim.next_offset:
+            self._project([], end)
+        self._apply_decisions()
+
+    def _project(self, records: Sequence[Record], next_offset: int) -> None:
+        """Project a batch, cut where a decision takes effect."""
+        number = self.claim.partition
+        batch = Batch([self.runner.decode(record) for record in records], {number: next_offset})
+        while batch.next_offsets:
+            claims = {number: self.claim}
+            try:
+                self.runner.project_batch(claims, batch)
+            except DecisionsDue as due:
+                before, batch = batch.cut(due.offsets, claims)
+                if before.next_offsets:
+                    self.runner.project_batch(claims, before)
+                    self.claim = self.claim.moved_to(before.next_offsets[number])
+                self._apply_decisions()
+            else:
+                self.claim = self.claim.moved_to(next_offset)
+                return
+
+    def _apply_decisions(self) -> None:
+        """Apply the decisions whose place has come; giving places to new ones is for those who feed the live one."""
+        claims, schema = {self.claim.partition: self.claim}, self.runner.read_model.schema
+        for decision in decisions.waiting(self.runner.connection, schema, self.claim.topic, claims):
+            if decision.effect_offset == self.claim.next_offset:
+                self.runner.apply(claims, decision)
+
+
+def _batches(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    while batch := list(islice(records, size)):
+        yield batch
