@@ -247,6 +247,15 @@ class Interleaving(RuleBasedStateMachine):
             with self.may_be_fenced(one):
                 one.project(poll)
 
+    @rule(who=st.integers(0, WORKERS - 1), ahead=st.integers(2, 6), behind=st.integers(1, 3))
+    def be_overtaken(self, who: int, ahead: int, behind: int) -> None:
+        """Another takes everything over and goes further; then the first wakes up and goes on where it stood."""
+        if self.workers[who].claims:
+            another = (who + 1) % WORKERS
+            self.claim(another, set(self.workers[who].claims))
+            self.project(another, ahead)
+            self.project(who, behind)
+
     @rule(
         who=st.integers(0, WORKERS - 1),
         size=st.integers(1, 8),
