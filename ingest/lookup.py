@@ -86,5 +86,3 @@ def _read_partition(
                 found[mine.position] = mine
         # A wanted offset that was passed without a record is a hole: an aborted transaction, or a marker.
         wanted = [offset for offset in wanted if offset > reached]
-    if wanted:
-        raise KafkaTimeoutError(f"the brokers sent nothing of {partition.topic} for {PATIENCE_SECONDS:.0f} seconds")

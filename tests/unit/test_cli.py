@@ -344,3 +344,17 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "fold" in shown
     assert "/10" in shown
+
+
+# publish --wait -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [("--wait", "-"), ("-", "--wait"), ("--wait", "5", "-"), ("--wait=5", "-")])
+def test_wait_takes_a_number_of_seconds_or_none(arguments):
+    shown = run("publish", *arguments)
+    assert (shown.exit_code, "RXSTORE_DATABASE_URL" in shown.stderr) == (2, True)
+
+
+def test_wait_needs_the_database_before_anything_is_sent():
+    unreachable = {"RXSTORE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
+    assert run("publish", "-", "--wait", **unreachable).exit_code == 3
