@@ -113,10 +113,6 @@ class Told:
         gap = any(record.state == "parked" and record.reason is Reason.SEQUENCE_GAP for record in self.set_aside)
         return str(Reason.SEQUENCE_GAP) if gap else None
 
-    def waiting_for(self, record: SetAside) -> str | None:
-        """Return what a record that is set aside waits for, None when it is not parked."""
-        return waiting_for(record, self.next_sequence, self.set_aside)
-
 
 def tell(key: str, partition: int, happenings: Iterable[Happening]) -> Told:
     """Fold what happened to a stream, one arrival at a time, and say what each did."""
@@ -183,6 +179,9 @@ class _Telling:
         self.prescription: Prescription | None = None
         self.history = History()
         self.rows: dict[Position, SetAside] = {}
+        # The same rows by state, so that a long queue behind a block costs no look at all of it at every step.
+        self.open: dict[Position, SetAside] = {}
+        self.parked: dict[Position, SetAside] = {}
         self.items: dict[Position, Item] = {}
         self.steps: list[Step] = []
 
@@ -193,7 +192,7 @@ class _Telling:
     def add(self, happening: Happening) -> None:
         arrival = happening.arrival
         if isinstance(arrival, SetAside):
-            self.rows[arrival.position] = arrival
+            self._put(arrival.position, arrival)
             self.steps.append(self._set_aside(arrival))
             return
         if isinstance(arrival, Retry):
@@ -209,25 +208,35 @@ class _Telling:
 
     def _stream(self, arrival: Arrival) -> Stream:
         """Return the stream as a worker would load it: parked records only when they can move."""
-        rows = sorted(self.rows.values(), key=lambda row: (row.stands_at, row.position))
-        opened = tuple(row for row in rows if row.state == "open" and row.reason is not Reason.MISROUTED)
-        parked = [row for row in rows if row.state == "parked"]
-        stream = Stream(self.key, self.partition, self.prescription, self.history, opened, bool(parked))
+        opened = tuple(row for row in _in_place(self.open) if row.reason is not Reason.MISROUTED)
+        stream = Stream(self.key, self.partition, self.prescription, self.history, opened, bool(self.parked))
         if not needs_parked(stream, [arrival]):
             return stream
-        loaded = tuple(Parked(row, self.items[row.position]) for row in parked)
+        loaded = tuple(Parked(row, self.items[row.position]) for row in _in_place(self.parked))
         return Stream(self.key, self.partition, self.prescription, self.history, opened, True, loaded)
 
     def _keep(self, folded: FoldedStream) -> dict[Position, SetAside | None]:
         """Save what a fold wrote, and return what stood there before."""
         before = {position: self.rows.get(position) for position in (*folded.set_aside, *folded.removed)}
         for position in folded.removed:
-            self.rows.pop(position, None)
-        self.rows |= folded.set_aside
+            self._put(position, None)
+        for position, row in folded.set_aside.items():
+            self._put(position, row)
         if folded.deleted:
-            self.rows = {position: row.without_content() for position, row in self.rows.items()}
+            for position, row in list(self.rows.items()):
+                self._put(position, row.without_content())
         self.prescription, self.history = folded.prescription, folded.history
         return before
+
+    def _put(self, position: Position, row: SetAside | None) -> None:
+        for rows in (self.rows, self.open, self.parked):
+            rows.pop(position, None)
+        if row is not None:
+            self.rows[position] = row
+            if row.state == "open":
+                self.open[position] = row
+            elif row.state == "parked":
+                self.parked[position] = row
 
     def _tell_arrival(self, own: Position, folded: FoldedStream, before: Before) -> None:
         """What became of a record first, then what it released."""
@@ -295,7 +304,7 @@ class _Telling:
             event=self._described(row.position) or _of_row(row),
             reason=row.reason,
             errors=row.errors,
-            waiting_for=waiting_for(row, self.history.next_sequence, self.rows.values()),
+            waiting_for=waiting_for(row, self.history.next_sequence, self.open.values()),
         )
 
     def _described(self, position: Position) -> Described | None:
@@ -307,11 +316,16 @@ class _Telling:
         return next(iter(self.items)).topic
 
 
+def _in_place(rows: Mapping[Position, SetAside]) -> list[SetAside]:
+    return sorted(rows.values(), key=lambda row: (row.stands_at, row.position))
+
+
 def outline(key_positions: Sequence[Position], rows: Sequence[SetAside], items: Mapping[Position, Item]) -> list[Step]:
     """Return what is known without folding, by place: which events folded as which version, and what is set aside.
 
     For a stream of which the log no longer has every event: nobody can say what each changed.
     """
+    blocking = [row for row in rows if row.blocks]
     steps = [
         Step(at, "folded", event=described(items[at]) if at in items else None, version=version)
         for version, at in enumerate(key_positions, start=1)
@@ -323,7 +337,7 @@ def outline(key_positions: Sequence[Position], rows: Sequence[SetAside], items: 
             event=_of_row(row),
             reason=row.reason,
             errors=row.errors,
-            waiting_for=waiting_for(row, None, rows),
+            waiting_for=waiting_for(row, None, blocking),
         )
         for row in rows
     ]

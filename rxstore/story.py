@@ -111,6 +111,7 @@ class Story:
         if self.told is None:
             return self.stored
         prescription = self.told.prescription
+        blocking = [record for record in self.told.set_aside if record.blocks]
         return {
             "exists": prescription is not None,
             "version": 0 if prescription is None else prescription.version,
@@ -122,7 +123,7 @@ class Story:
                     "id": str(record.position),
                     "state": record.state,
                     "reason": str(record.reason),
-                    "waiting_for": self.told.waiting_for(record),
+                    "waiting_for": story.waiting_for(record, self.told.next_sequence, blocking),
                 }
                 for record in self.told.set_aside
             ],

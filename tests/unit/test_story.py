@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -25,6 +26,7 @@ from tests.unit.given import (
     dispensed,
     log,
     misrouted,
+    nominated,
     record,
     released,
     retried_mark,
@@ -228,3 +230,11 @@ def test_an_event_is_described_by_its_envelope():
     (step,) = told(at(0, created(sequence=1, time=days_later(1)))).steps
     assert (step.event.type, step.event.sequence, step.event.time) == ("eps.prescription.created.v1", 1, days_later(1))
     assert step.event.arrived_ms == record(0).timestamp_ms
+
+
+def test_a_long_queue_behind_a_block_is_told_in_time():
+    queue = [at(offset, nominated(id=f"n-{offset}")) for offset in range(2, 10_000)]
+    started = time.perf_counter()
+    story = told(at(0, created()), broken(1, id="r"), *queue, at(10_000, released(id="r")))
+    assert story.prescription.version == 10_000
+    assert time.perf_counter() - started < 10
