@@ -43,6 +43,7 @@ HEARTBEAT_MS = 1_000
 METADATA_MS = 30_000  # how long until a worker notices that partitions were added
 REMEMBERED_STREAMS = 20_000  # about 100 MB of a worker's memory
 FETCH_BYTES = 4 * 1024 * 1024
+READER_BOOTSTRAP_MS = 5_000  # somebody waits for what it reads
 STOP_SECONDS = 30.0
 RESTARTS_IN_A_ROW = 5
 HEALTHY_AFTER_SECONDS = 30.0
@@ -252,5 +253,6 @@ def make_reader(kafka: Mapping[str, Any]) -> KafkaConsumer:
         isolation_level="read_committed",
         allow_auto_create_topics=False,
         max_partition_fetch_bytes=FETCH_BYTES,
+        bootstrap_timeout_ms=READER_BOOTSTRAP_MS,
         metrics_enabled=False,
     )
