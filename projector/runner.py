@@ -86,6 +86,17 @@ class Batch:
     next_offsets: Mapping[int, int]
     leader_epochs: Mapping[int, int] = field(default_factory=dict)
 
+    def bounds(self) -> dict[int, tuple[int, int]]:
+        """Return the first and last offset of the records of each partition that has any."""
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for item in self.items:
+            position = item.record.position
+            if position.partition not in last:
+                first[position.partition] = position.offset
+            last[position.partition] = position.offset
+        return {number: (first[number], offset) for number, offset in last.items()}
+
     def cut(self, offsets: Mapping[int, int], claims: Mapping[int, Claim]) -> tuple[Batch, Batch]:
         """Cut at some partitions' offsets: all that stands before them, and the rest of those partitions."""
         before: list[Accepted | Quarantined] = []
@@ -136,14 +147,15 @@ class Runner:
         inside the batch, TooManyFailing when most of what came lately brings out a defect of ours. One event that does
         is set aside as ``fold_failed``; it is looked for by halving the batch by streams, when the whole is refused.
         """
-        arrivals = by_stream(batch.items)
-        done = _Done(Counts(quarantined=len(arrivals.marks)))
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 schema = self.read_model.schema
                 checkpoints.move(cursor, schema, claims, batch.next_offsets, batch.leader_epochs)
                 topic = next(iter(claims.values())).topic
                 decisions.check_none_is_passed(cursor, schema, topic, batch.next_offsets)
+                arrivals = by_stream(batch.items)
+                done = _Done(Counts(quarantined=len(arrivals.marks)))
+                self._pass_over(set_aside.known(cursor, schema, topic, batch.bounds()), arrivals, done)
                 self._project(arrivals.by_stream, done)
                 failing = self._failing_lately(batch.items, done)
                 if arrivals.marks:
@@ -156,6 +168,24 @@ class Runner:
         _report(done.failed)
         self._look_again(done, arrivals.marks)
         return done.counts
+
+    def _pass_over(self, known: set[tuple[int, int]], arrivals: Arrivals, done: _Done) -> None:
+        """Take out what was set aside when it was read before, as after a rewind of the checkpoint.
+
+        Whatever became of such a record since (repaired, skipped, still waiting) stands in its row, and must not begin
+        anew. What folded is known by its idempotency key instead.
+        """
+        if not known:
+            return
+        for key, items in list(arrivals.by_stream.items()):
+            left = [
+                item for item in items if (item.record.position.partition, item.record.position.offset) not in known
+            ]
+            done.counts.duplicates += len(items) - len(left)
+            if left:
+                arrivals.by_stream[key] = left
+            else:
+                del arrivals.by_stream[key]
 
     def apply(self, claims: Mapping[int, Claim], decision: Decision) -> Counts:
         """Apply a decision whose effect offset is the next offset of its stream's partition, in one transaction.

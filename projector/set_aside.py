@@ -7,7 +7,7 @@ records with their content (only when something can move them).
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -84,6 +84,21 @@ def load_one(connection: Connection[Any], schema: str, position: Position) -> Se
         (position.topic, position.partition, position.offset),
     ).fetchone()
     return None if row is None else _loaded(row)
+
+
+def known(cursor: Cursor[Any], schema: str, topic: str, bounds: Mapping[int, tuple[int, int]]) -> set[tuple[int, int]]:
+    """Return partition and offset of every record within these bounds, by partition, that was ever set aside."""
+    if not bounds:
+        return set()
+    cursor.execute(
+        "SELECT s.partition_number, s.record_offset "
+        "FROM unnest(%s::int[], %s::bigint[], %s::bigint[]) b (n, low, high) "
+        f"JOIN {schema}.set_aside s ON s.topic = %s AND s.partition_number = b.n "
+        "AND s.record_offset BETWEEN b.low AND b.high",
+        (list(bounds), [low for low, _ in bounds.values()], [high for _, high in bounds.values()], topic),
+        prepare=True,
+    )
+    return {(row[0], row[1]) for row in cursor.fetchall()}
 
 
 def load_stream(connection: Connection[Any], schema: str, key: str) -> list[SetAside]:

@@ -127,6 +127,27 @@ def test_a_decision_is_applied_once_however_often_a_worker_looks(migrated_databa
     assert rows(migrated_database_url) == before
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_checkpoint_that_is_rewound_changes_no_row_whatever_became_of_what_was_set_aside(
+    migrated_database_url, dirty_log, share
+):
+    project_with_decisions(migrated_database_url, dirty_log, seed=6)
+    before = rows(migrated_database_url)
+    random = Random(7)
+    with psycopg.connect(migrated_database_url) as connection:
+        for number, log in dirty_log.partitions.items():
+            connection.execute(
+                f"UPDATE {SCHEMA}.checkpoint SET next_offset = %s WHERE partition_number = %s",
+                (log[0].position.offset if random.random() < share else log[len(log) // 2].position.offset, number),
+            )
+    with worker(migrated_database_url) as one:
+        for number, log in dirty_log.partitions.items():
+            for start in range(0, len(log), 30):
+                one.project([r for r in log[start : start + 30] if r.position.offset >= one.claims[number].next_offset])
+    assert one.counts.folded == one.counts.repaired == 0
+    assert rows(migrated_database_url) == before
+
+
 def test_a_decision_waits_while_the_broker_is_away_that_holds_its_record(migrated_database_url, dirty_log):
     with worker(migrated_database_url, log=dirty_log) as one:
         whole_log(one, dirty_log)
