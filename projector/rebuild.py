@@ -113,8 +113,12 @@ def stage(
     settings: Mapping[str, Any],
     who: str,
     state: str = "building",
+    keep_decisions: bool = False,
 ) -> None:
     """Make a generation's schema and enter it in the register as being built, or loaded from an archive.
+
+    With ``keep_decisions`` those about the live generation's topic hold for this one too: its records are the same at
+    the same offsets.
 
     Every partition of the topic gets its checkpoint at once, so that one which nobody reads can be seen. The register
     is locked last and for a moment: a decision that is just given its place either sees the new generation or comes
@@ -153,8 +157,10 @@ def stage(
         topic_id=topic_id,
         partitions=len(first_offsets),
     )
+    kept = _copy_decisions(connection, live, topic, topic_id) if keep_decisions else 0
     begins = {str(number): first for number, first in sorted(first_offsets.items())}
-    note(connection, name, "staged", who=who, details={"topic": topic, "topic_id": topic_id, "from_offsets": begins})
+    details = {"topic": topic, "topic_id": topic_id, "from_offsets": begins, "decisions_kept": kept}
+    note(connection, name, "staged", who=who, details=details)
 
 
 def loaded(connection: Connection, name: str, *, who: str) -> Generation:
@@ -299,6 +305,21 @@ def offsets(connection: Connection, generation: Generation) -> dict[str, int]:
 
 def _set_state(connection: Connection, name: str, state: str, **values: Any) -> None:  # noqa: ANN401 - columns
     connection.execute(update(tables.generation).where(tables.generation.c.name == name).values(state=state, **values))
+
+
+def _copy_decisions(connection: Connection, live: Generation, topic: str, topic_id: str | None) -> int:
+    """Enter the decisions that took effect once more, about the same places of another topic."""
+    done = connection.execute(
+        text(
+            "INSERT INTO rxstore.decision (action, topic, topic_id, partition_number, record_offset, stream_key, "
+            "stream_partition, why, decided_by, decided_at, number, effect_offset) "
+            "SELECT action, :topic, :topic_id, partition_number, record_offset, stream_key, stream_partition, why, "
+            "decided_by, decided_at, number, effect_offset FROM rxstore.decision WHERE number IS NOT NULL "
+            "AND revoked_at IS NULL AND topic = :old AND (topic_id IS NULL OR topic_id = :old_id) ORDER BY number"
+        ),
+        {"topic": topic, "topic_id": topic_id, "old": live.topic, "old_id": live.topic_id},
+    )
+    return done.rowcount
 
 
 def _grant_like(connection: Connection, model: str, schema: str) -> None:

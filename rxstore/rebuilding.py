@@ -26,6 +26,7 @@ from rxstore.progress import Progress
 from rxstore.settings import Settings
 
 Done = TypeVar("Done")
+Say = Callable[[str], None]
 
 # Live stands still while the other comes up to it, so it may not be further behind than this.
 VERIFY_MAX_LAG = 1_000
@@ -35,6 +36,14 @@ TOGETHER_ATTEMPTS = 3
 ATTEMPTS = 20
 LONGEST_PAUSE_SECONDS = 1.0
 LOOK_EVERY_SECONDS = 0.5
+STANDS_STILL_AFTER_SECONDS = 5.0
+
+BLOCKED = """
+SELECT pid, (pg_blocking_pids(pid))[1] AS by FROM pg_stat_activity
+ WHERE application_name = 'rxstore-projector' AND datname = current_database()
+   AND cardinality(pg_blocking_pids(pid)) > 0
+ LIMIT 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +59,29 @@ class Lag:
         return {"generation": self.generation.name, "state": self.generation.state, "lag_events": self.events}
 
 
-def stage(settings: Settings, engine: Engine, name: str | None, archive: Archive | None = None) -> Generation:
+def stage(
+    settings: Settings,
+    engine: Engine,
+    name: str | None,
+    archive: Archive | None = None,
+    *,
+    keep_decisions: bool = False,
+) -> Generation:
     """Register a generation of this version, of the settings and the topic as they are now, and make its schema.
 
     With an archive it begins where that begins and is not fed until ``load`` is done with it; one that was stopped
-    while it was loading is returned again.
+    while it was loading is returned again. Decisions name offsets, so they hold for the same topic, and for another
+    one only with ``keep_decisions``.
     """
     log = store.describe_log(settings)
-    store.live_generation(engine)
+    live = store.live_generation(engine)
     begins = log.first_offsets if archive is None else loading.check(archive, log)
+    is_same = (live.topic, live.topic_id or log.topic_id) == (log.name, log.topic_id or live.topic_id)
+    if keep_decisions and live.partitions not in {None, log.partitions}:
+        raise Refused(
+            f"{log.name} has {log.partitions} partitions, {live.topic} had {live.partitions}: offsets are not the "
+            "same, so no decision can be kept; make them again"
+        )
 
     def step(connection: Connection) -> Generation:
         if archive is not None and (begun := rebuild.being_loaded(connection, name)) is not None:
@@ -73,6 +96,7 @@ def stage(settings: Settings, engine: Engine, name: str | None, archive: Archive
             settings=store.meaning(settings),
             who=store.somebody(),
             state="building" if archive is None else "loading",
+            keep_decisions=keep_decisions and not is_same,
         )
         return rebuild.in_state(connection, chosen, *rebuild.CANDIDATE)
 
@@ -104,13 +128,17 @@ def lag(settings: Settings, engine: Engine, name: str) -> Lag:
     return Lag(generation, events, ready)
 
 
-def wait(settings: Settings, engine: Engine, name: str | None, *, max_lag: int, timeout: float | None) -> Lag:
-    """Wait until a generation is ready and within a lag; return where it is then, or when time is up."""
+def wait(settings: Settings, engine: Engine, name: str | None, *, max_lag: int, timeout: float | None, say: Say) -> Lag:
+    """Wait until a generation is ready and within a lag; return where it is then, or when time is up.
+
+    Says why when it does not move.
+    """
     with _refusing(), engine.connect() as connection:
         chosen = name or rebuild.candidate(connection).name
         rebuild.in_state(connection, chosen, "building", "ready", "live", "previous")
     until = None if timeout is None else time.monotonic() + timeout
     found = lag(settings, engine, chosen)
+    moved_at, told = time.monotonic(), None
     with Progress(f"build {chosen}", "events", found.events) as progress:
         first = found.events
         while not (found.ready and found.events <= max_lag):
@@ -120,8 +148,34 @@ def wait(settings: Settings, engine: Engine, name: str | None, *, max_lag: int, 
             found = lag(settings, engine, chosen)
             with _refusing(), engine.connect() as connection:
                 rebuild.in_state(connection, chosen, "building", "ready", "live", "previous")
-            progress.advance(max(0, first - found.events - progress.done))
+            if (done := first - found.events) > progress.done:
+                moved_at = time.monotonic()
+            progress.advance(max(0, done - progress.done))
+            if found.events and time.monotonic() - moved_at > STANDS_STILL_AFTER_SECONDS:
+                cause = why_still(engine, found.generation)
+                if cause != told:
+                    say(f"{chosen} does not move: {cause}")
+                    told = cause
     return found
+
+
+def why_still(engine: Engine, generation: Generation) -> str:
+    """Name what keeps a generation's checkpoints from moving, as far as the database knows."""
+    with engine.connect() as connection:
+        claimed, held = connection.execute(
+            text(
+                "SELECT count(*) FILTER (WHERE epoch > 0), count(*) FILTER (WHERE hold_until > clock_timestamp()) "
+                f"FROM {generation.schema}.checkpoint"
+            )
+        ).one()
+        blocked = connection.execute(text(BLOCKED)).first()
+    if not claimed:
+        return "no projector has taken its partitions: run 'rxstore project' of this version, or look at its log"
+    if blocked is not None:
+        return f"session {blocked.pid} of a projector waits for a lock that session {blocked.by} holds"
+    if held:
+        return "it is held for a comparison"
+    return "its projectors have stopped, or wait for the brokers: look at their logs ('action=retry')"
 
 
 def verify(

@@ -158,9 +158,21 @@ def _report(found: dict[str, Any]) -> list[str]:
     metavar="DIR",
     help="Begin with the events of this archive, and go on in the topic where it ends.",
 )
+@click.option(
+    "--keep-decisions",
+    is_flag=True,
+    help="The topic is another one with the same records at the same offsets: operators' decisions hold for it too.",
+)
 @as_json
 @with_settings
-def stage(settings: Settings, name: str | None, workers: int | None, directory: Path | None, as_json: bool) -> None:
+def stage(
+    settings: Settings,
+    name: str | None,
+    workers: int | None,
+    directory: Path | None,
+    keep_decisions: bool,
+    as_json: bool,
+) -> None:
     """Register a new generation beside the live one, and build it from the topic.
 
     It is of this version's definition, of the settings as they are now and of the topic as it is now. Every running
@@ -175,7 +187,7 @@ def stage(settings: Settings, name: str | None, workers: int | None, directory: 
     stopping = threading.Event()
     with store.engine(settings) as engine:
         archive = None if directory is None else _archive(directory)
-        generation = rebuilding.stage(settings, engine, name, archive)
+        generation = rebuilding.stage(settings, engine, name, archive, keep_decisions=keep_decisions)
         click.echo(f"staged generation {generation.name}, definition {generation.definition}", err=as_json)
         if archive is not None:
             generation = rebuilding.load(settings, engine, generation, archive, workers or os.cpu_count() or 1)
@@ -224,8 +236,11 @@ def wait(settings: Settings, name: str | None, max_lag: int, timeout: float | No
     """
     from rxstore import rebuilding, store
 
+    def say(told: str) -> None:
+        click.echo(told, err=True)
+
     with store.engine(settings) as engine:
-        found = rebuilding.wait(settings, engine, name, max_lag=max_lag, timeout=timeout)
+        found = rebuilding.wait(settings, engine, name, max_lag=max_lag, timeout=timeout, say=say)
     told = f"generation {found.generation.name} is {found.generation.state}, {found.events:,} events behind"
     click.echo(json.dumps(found.as_json()) if as_json else told)
     if not (found.ready and found.events <= max_lag):

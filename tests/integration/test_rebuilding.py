@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from random import Random
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine, make_url
 
-from projector import generations, rebuild
+from projector import decisions, generations, rebuild
+from projector.runner import connect
 from rxstore import rebuilding, store
 from rxstore.errors import Refused
 from rxstore.settings import Settings, load
@@ -163,6 +166,27 @@ def test_the_report_of_a_generation_holds_its_evidence_and_stays_when_its_tables
     assert set(by_action["promoted"]["offsets"]) == {"g1", "g2"}
 
 
+def test_decisions_hold_for_another_topic_only_when_somebody_says_so(settings, engine, log):
+    feed(settings, engine, log, "g1")
+    change(
+        engine,
+        "INSERT INTO rxstore.decision (action, topic, topic_id, partition_number, record_offset, stream_key, "
+        "stream_partition, why, decided_by, number, effect_offset) "
+        f"VALUES ('skip', '{TOPIC}', 'id-of-{TOPIC}', 1, 2, 'key', 1, 'a test', 'test', 1, 9)",
+    )
+    elsewhere = replace(settings, topic=ANOTHER)
+
+    def waiting(schema: str) -> list[int | None]:
+        with connect(settings.database()) as session:
+            return [one.number for one in decisions.waiting(session, schema, ANOTHER, range(PARTITIONS))]
+
+    rebuilding.stage(elsewhere, engine, "without")
+    assert waiting("rx_without") == []
+    rebuilding.abort(engine, "without")
+    rebuilding.stage(elsewhere, engine, "kept", keep_decisions=True)
+    assert waiting("rx_kept") == [1]
+
+
 # what is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -204,17 +228,9 @@ def test_a_rebuild_that_passed_over_a_partition_is_not_promoted(settings, staged
         promote(settings, staged)
 
 
-def test_a_rebuild_from_another_topic_is_refused(settings, engine, log, tmp_path):
+def test_a_rebuild_from_another_topic_is_refused(settings, engine, log):
     feed(settings, engine, log, "g1")
-    elsewhere = load(
-        {
-            "RXSTORE_DATABASE_URL": settings.database(),
-            "RXSTORE_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
-            "RXSTORE_TOPIC": ANOTHER,
-        },
-        env_file=tmp_path / "none",
-    )
-    rebuilding.stage(elsewhere, engine, None)
+    rebuilding.stage(replace(settings, topic=ANOTHER), engine, None)
     ends = {number: records[-1].position.offset + 1 for number, records in log.partitions.items()}
     for number, end in ends.items():
         change(
@@ -291,9 +307,27 @@ def test_a_generation_that_is_behind_is_not_promoted_nor_rolled_back_to(settings
 
 
 def test_waiting_ends_when_time_is_up(settings, staged):
-    found = rebuilding.wait(settings, staged, None, max_lag=0, timeout=0)
+    found = rebuilding.wait(settings, staged, None, max_lag=0, timeout=0, say=print)
     assert not found.ready
     assert found.events > 0
+
+
+def test_waiting_says_why_nothing_moves(settings, staged, log, monkeypatch):
+    monkeypatch.setattr(rebuilding, "STANDS_STILL_AFTER_SECONDS", 0.0)
+    said: list[str] = []
+    rebuilding.wait(settings, staged, None, max_lag=0, timeout=0.1, say=said.append)
+    change(staged, "UPDATE rx_g2.checkpoint SET epoch = 1, hold_until = now() + interval '1 hour'")
+    rebuilding.wait(settings, staged, None, max_lag=0, timeout=0.1, say=said.append)
+    with worker(settings.database(), schema="rx_g2") as one, staged.begin() as other, ThreadPoolExecutor(1) as pool:
+        other.execute(text("LOCK TABLE rx_g2.checkpoint IN EXCLUSIVE MODE"))
+        pid = other.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        waiting = pool.submit(one.project, log.partitions[0][:3])
+        rebuilding.wait(settings, staged, None, max_lag=0, timeout=0.5, say=said.append)
+        other.rollback()
+        waiting.result()
+    assert "no projector" in said[0]
+    assert "comparison" in said[1]
+    assert f"session {pid} holds" in said[2]
 
 
 def test_a_reader_who_holds_a_view_for_long_is_waited_for_and_nothing_changes(settings, built, monkeypatch):
