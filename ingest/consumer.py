@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -40,6 +39,9 @@ ENDS_TIMEOUT_MS = 2_000
 COMMIT_EVERY_SECONDS = 1.0
 HOLD_SLICE_SECONDS = 0.5
 HELD_SECONDS = 0.05
+
+# No waiting brings back what the client then missed; other errors of the brokers pass.
+LOG_IS_GONE = (OffsetOutOfRangeError, LogTruncationError)
 
 
 @dataclass(slots=True)
@@ -80,6 +82,16 @@ class Worker:
             consumer.subscribe([self.topic], listener=assignment)
             try:
                 self._consume(consumer, assignment)
+            except OffsetOutOfRangeError as error:
+                raise TopicMismatch(
+                    f"{self.topic} no longer has the events that come next: retention took them away, or the log was "
+                    "truncated. 'rxstore diagnose' says which, and what helps"
+                ) from error
+            except LogTruncationError as error:
+                raise TopicMismatch(
+                    f"{self.topic} lost records that were folded from it, and has grown again since: a broker without "
+                    "them was made leader. 'rxstore diagnose' says what helps"
+                ) from error
             except FencingLost as error:
                 log.warning("joining the group again: %s", error, extra={"action": "rejoin"})
                 metrics.REJOINS.inc()
@@ -101,27 +113,14 @@ class Worker:
 
     def _poll(self, consumer: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
         try:
-            return self._ask(consumer, POLL_TIMEOUT_MS, self.batch_records)
+            polled: dict[TopicPartition, list[Any]] = consumer.poll(
+                timeout_ms=POLL_TIMEOUT_MS, max_records=self.batch_records
+            )
+        except LOG_IS_GONE:
+            raise
         except KafkaError as error:
             self._wait(consumer, error)
             return {}
-
-    def _ask(
-        self, consumer: KafkaConsumer, timeout_ms: int, max_records: int
-    ) -> Mapping[TopicPartition, Sequence[Any]]:
-        """Poll; TopicMismatch when the log that we know is gone, which no waiting brings back."""
-        try:
-            polled: dict[TopicPartition, list[Any]] = consumer.poll(timeout_ms=timeout_ms, max_records=max_records)
-        except OffsetOutOfRangeError as error:
-            raise TopicMismatch(
-                f"{self.topic} no longer has the events that come next: retention took them away, or the log was "
-                "truncated. 'rxstore diagnose' says which, and what helps"
-            ) from error
-        except LogTruncationError as error:
-            raise TopicMismatch(
-                f"{self.topic} lost records that were folded from it, and has grown again since: a broker without "
-                "them was made leader. 'rxstore diagnose' says what helps"
-            ) from error
         return polled
 
     # partitions -------------------------------------------------------------------------------------------------------
@@ -346,6 +345,7 @@ class Worker:
             if time.monotonic() - self._ends_asked_at >= ENDS_EVERY_SECONDS:
                 self._ends_asked_at = time.monotonic()
                 self._check_topic(consumer)
+                self._check_checkpoints()
                 self._apply_decisions(consumer)
                 row = self._connection().execute("SELECT clock_timestamp()").fetchone()
                 ends = consumer.end_offsets(
@@ -369,6 +369,15 @@ class Worker:
             log.warning(
                 "could not look how fresh the views are: %s", _without_data(error), extra={"action": "freshness"}
             )
+
+    def _check_checkpoints(self) -> None:
+        """FencingLost when a checkpoint is not where we left it, also of a partition that nothing comes to.
+
+        A crash or a failover of the database can take back the last commits: what they wrote has to be folded again
+        now, not with the partition's next event.
+        """
+        if not checkpoints.still_hold(self._connection(), self.read_model.schema, self._claims):
+            raise FencingLost(f"checkpoints of {self.topic} are not where this worker left them")
 
     def _look_for_topic(self, consumer: KafkaConsumer) -> None:
         """Say so when there is nothing to do because the topic is not there; it may come back."""
@@ -417,11 +426,20 @@ class Worker:
         consumer.pause(*held)
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self.stopping.wait(min(HOLD_SLICE_SECONDS, until - time.monotonic())):
-            with suppress(KafkaError):
-                self._ask(consumer, 0, 1)
+            _stay(consumer)
         still = consumer.assignment()
         claimed = [TopicPartition(self.topic, number) for number in self._claims]
         consumer.resume(*[partition for partition in claimed if partition in still])
+
+
+def _stay(consumer: KafkaConsumer) -> None:
+    """Let the client do what keeps it in its group; nothing comes, since everything is paused."""
+    try:
+        consumer.poll(timeout_ms=0, max_records=1)
+    except LOG_IS_GONE:
+        raise
+    except KafkaError as error:
+        log.debug("while waiting: %s", _without_data(error))
 
 
 # What an operator can do something about, in words; by SQLSTATE, or by its class.

@@ -6,8 +6,13 @@ hand in the other. This is the only module that reaches for them.
 
 from __future__ import annotations
 
-from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from collections.abc import Mapping
 
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import LogTruncationError
+
+VALIDATION_POLLS = 3
+VALIDATION_POLL_MS = 200
 NOWHERE = "00000000-0000-0000-0000-000000000000"  # what brokers say that know no topic ids
 
 
@@ -27,3 +32,24 @@ def seek(consumer: KafkaConsumer, partition: TopicPartition, offset: int, leader
         consumer.seek(partition, offset)
     else:
         consumer._subscription.seek(partition, OffsetAndMetadata(offset, "", leader_epoch))
+
+
+def cut_since(
+    consumer: KafkaConsumer, positions: Mapping[TopicPartition, tuple[int, int | None]]
+) -> dict[TopicPartition, int | None]:
+    """Return which of these positions (offset and leader epoch) the log no longer has, with where it parts from ours.
+
+    ``consumer`` has no group; nothing is read.
+    """
+    consumer.assign(list(positions))
+    consumer.pause(*positions)
+    for partition, (offset, leader_epoch) in positions.items():
+        seek(consumer, partition, offset, leader_epoch)
+    cut: dict[TopicPartition, int | None] = {}
+    for _ in range(VALIDATION_POLLS):
+        try:
+            consumer.poll(timeout_ms=VALIDATION_POLL_MS)
+        except LogTruncationError as error:
+            for partition, diverged in error.divergent_offsets.items():
+                cut[partition] = None if diverged is None else diverged.offset
+    return cut

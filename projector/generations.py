@@ -31,6 +31,10 @@ class NotMigrated(Exception):
     """The database has no rxstore schema, or an older one: run ``rxstore migrate``."""
 
 
+class MadeByLaterVersion(NotMigrated):
+    """The database has a schema that this code does not know: a later version migrated it."""
+
+
 class SettingsDiffer(Exception):
     """A setting that changes what events mean is not the one that the generation was built with."""
 
@@ -190,7 +194,7 @@ def live(connection: Connection) -> Generation:
     expected = control_head()
     if revision != expected:
         if revision is not None and not _knows(revision):
-            raise NotMigrated(
+            raise MadeByLaterVersion(
                 f"the database has schema revision {revision}, which a later version made: run that version here"
             )
         found = "no rxstore schema" if revision is None else f"schema revision {revision}"

@@ -138,27 +138,50 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
         yield directory
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A PostgreSQL on the disk; it can run again with what it holds, under the same address."""
+
+    address: str
+    directory: Path
+    programs: Path
+    data: Path
+    user: str | None
+
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        """Run it until the block ends; gives the id of its process group."""
+        with running(
+            "PostgreSQL",
+            [self.programs / "postgres", "-D", self.data],
+            log=self.directory / "log",
+            ready=lambda: _accepts_logins(self.address),
+            stop_signal="INT",
+            user=self.user,
+        ) as pid:
+            yield pid
+
+
+def postgres_cluster(directory: Path, settings: Mapping[str, str] = NOT_DURABLE) -> Cluster:
+    """A new PostgreSQL with one empty database, not started yet; ``settings`` go into its configuration."""
+    user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
+    programs = postgres_programs(directory, readable_for_others=user is not None)
+    port, password = free_port(), secrets.token_urlsafe(16)
+    data = _initialise(directory, programs, password, user, {**settings, "port": str(port)})
+    address = f"postgresql://{POSTGRES_USER}:{password}@{LOOPBACK}:{port}/postgres"
+    return Cluster(address, directory, programs, data, user)
+
+
 @contextmanager
 def postgres(settings: Mapping[str, str] = NOT_DURABLE) -> Iterator[Server]:
     """A new PostgreSQL with one empty database; ``settings`` go into its configuration."""
     with temporary_directory("postgres") as directory:
-        user = UNPRIVILEGED_USER if os.geteuid() == 0 else None
-        programs = _postgres_programs(directory, readable_for_others=user is not None)
-        port, password = free_port(), secrets.token_urlsafe(16)
-        data = _initialise(directory, programs, password, user, {**settings, "port": str(port)})
-        address = f"postgresql://{POSTGRES_USER}:{password}@{LOOPBACK}:{port}/postgres"
-        with running(
-            "PostgreSQL",
-            [programs / "postgres", "-D", data],
-            log=directory / "log",
-            ready=lambda: _accepts_logins(address),
-            stop_signal="INT",
-            user=user,
-        ) as pid:
-            yield Server(address, pid)
+        cluster = postgres_cluster(directory, settings)
+        with cluster.running() as pid:
+            yield Server(cluster.address, pid)
 
 
-def _postgres_programs(directory: Path, *, readable_for_others: bool) -> Path:
+def postgres_programs(directory: Path, *, readable_for_others: bool) -> Path:
     """Where ``initdb`` and ``postgres`` are; a copy where another user must run them.
 
     That user may not be let into the directory of our virtual environment, and it is not ours to open that up.

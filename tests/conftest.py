@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,13 @@ from sqlalchemy import make_url
 
 from rxstore import embedded
 from tests import servers
+from tests.servers import Restartable
 
 PARTITIONS = 8
 
-NOT_RUN = pytest.StashKey[int]()
+NOT_RUN = pytest.StashKey[dict[str, int]]()
+# What a test may ask for, and what this machine may lack for it.
+MISSING: dict[str, Callable[[], str | None]] = {"kafka": servers.kafka_missing, "own_kafka": servers.own_kafka_missing}
 
 # On a machine that others use too, the time of one example says nothing.
 hypothesis_settings.register_profile("rxstore", deadline=None)
@@ -41,14 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Sets the tests for a real Kafka aside where none can be had; in CI that is an error."""
     for item in items:
-        if "kafka" in getattr(item, "fixturenames", ()):
-            item.add_marker("kafka")
-    not_run = [item for item in items if item.get_closest_marker("kafka")]
-    if not not_run or servers.kafka_missing() is None:
-        return
-    items[:] = [item for item in items if not item.get_closest_marker("kafka")]
-    config.hook.pytest_deselected(items=not_run)
-    config.stash[NOT_RUN] = len(not_run)
+        for fixture in MISSING:
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(fixture)
+    for marker, missing_of in MISSING.items():
+        not_run = [item for item in items if item.get_closest_marker(marker)]
+        missing = missing_of() if not_run else None
+        if missing is not None:
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=not_run)
+            config.stash.setdefault(NOT_RUN, {})[missing] = len(not_run)
 
 
 class NotRunElsewhere:
@@ -57,13 +62,13 @@ class NotRunElsewhere:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """Hear what a process that ends has left out."""
-        node.config.stash[NOT_RUN] = getattr(node, "workeroutput", {}).get("not_run", 0)
+        node.config.stash[NOT_RUN] = getattr(node, "workeroutput", {}).get("not_run", {})
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell the first process; there, in CI, a test that was left out is an error."""
-    not_run = session.config.stash.get(NOT_RUN, 0)
+    not_run: dict[str, int] = session.config.stash.get(NOT_RUN, {})
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["not_run"] = not_run
     elif not_run and os.environ.get("CI", "").lower() in {"1", "true"}:
@@ -73,9 +78,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The very last lines, where nobody overlooks them."""
-    not_run = config.stash.get(NOT_RUN, 0)
-    if not_run and not hasattr(config, "workeroutput"):
-        print(f"\nNOT RUN: {not_run} tests that need a real Apache Kafka, since {servers.kafka_missing()}.")
+    if not hasattr(config, "workeroutput"):
+        for missing, count in config.stash.get(NOT_RUN, {}).items():
+            print(f"\nNOT RUN: {count} tests that need a real Apache Kafka, since {missing}.")
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +142,20 @@ def kafka() -> Iterator[str]:
     """The bootstrap servers of a real Apache Kafka. Asking for it marks a test with ``kafka``."""
     with servers.kafka() as bootstrap_servers:
         yield bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def own_kafka() -> Iterator[Restartable]:
+    """A real Kafka that a test may stop, if it starts it again. Asking for it marks a test with ``own_kafka``."""
+    with servers.own_kafka() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def own_postgres() -> Iterator[Restartable]:
+    """A PostgreSQL that a test may stop, if it starts it again."""
+    with servers.own_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

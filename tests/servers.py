@@ -16,7 +16,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def kafka_missing() -> str | None:
     """What would have to be there for a real Kafka, as a sentence; ``None`` when one can be had."""
     if os.environ.get("RXSTORE_TEST_KAFKA_BOOTSTRAP_SERVERS") or docker_answers():
         return None
+    missing = own_kafka_missing()
+    if missing is None:
+        return None
+    return f"no Docker engine answers and {missing}. Or start Docker, or set RXSTORE_TEST_KAFKA_BOOTSTRAP_SERVERS"
+
+
+def own_kafka_missing() -> str | None:
+    """The same for a Kafka that a test may stop and start again."""
     java = _java_version()
     if java is None:
         missing = "there is no java"
@@ -90,8 +99,8 @@ def kafka_missing() -> str | None:
     else:
         return None
     return (
-        f"no Docker engine answers and {missing}. Start Docker, or install Java {JAVA_VERSION} or later and Maven "
-        "(Debian: apt-get install default-jre-headless maven), or set RXSTORE_TEST_KAFKA_BOOTSTRAP_SERVERS"
+        f"{missing}: install Java {JAVA_VERSION} or later and Maven "
+        "(Debian: apt-get install default-jre-headless maven)"
     )
 
 
@@ -142,34 +151,107 @@ def kafka_in_docker() -> Iterator[str]:
 
 @contextmanager
 def kafka_from_maven() -> Iterator[Server]:
-    jars = _fetched_kafka_jars()
     with temporary_directory("kafka") as directory:
-        port, controller_port = free_port(), free_port()
-        properties = directory / "server.properties"
-        _write_properties(
-            properties,
-            KAFKA_SETTINGS
-            | {
-                "log.dirs": str(directory / "data"),
-                "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
-                "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
-                "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
-            },
-        )
-        java = ["java", "-cp", f"{jars}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
-        _run(
-            "Kafka's StorageTool",
-            *(*java, *KAFKA_STARTS_QUICKLY, "kafka.tools.StorageTool"),
-            *("format", "-t", KAFKA_CLUSTER_ID, "-c", str(properties)),
-        )
-        address = f"{LOOPBACK}:{port}"
+        broker = kafka_on_disk(directory)
+        with broker.running() as pid:
+            yield Server(broker.address, pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A Kafka on the disk; it can run again with what it holds, under the same address."""
+
+    address: str
+    directory: Path
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    @contextmanager
+    def running(self) -> Iterator[int]:
+        port = int(self.address.rpartition(":")[2])
         with running(
             f"Kafka {KAFKA_VERSION}",
-            [*java, f"-Xmx{KAFKA_HEAP}", "-XX:+UseSerialGC", "kafka.Kafka", properties],
-            log=directory / "log",
-            ready=lambda: answers(port) and kafka_answers(address),
+            [*_java(), f"-Xmx{KAFKA_HEAP}", "-XX:+UseSerialGC", "kafka.Kafka", self.directory / "server.properties"],
+            log=self.directory / "log",
+            ready=lambda: answers(port) and kafka_answers(self.address),
         ) as pid:
-            yield Server(address, pid)
+            yield pid
+
+
+def kafka_on_disk(directory: Path) -> Broker:
+    """A new Kafka, formatted and not started yet."""
+    port, controller_port = free_port(), free_port()
+    broker = Broker(f"{LOOPBACK}:{port}", directory)
+    properties = directory / "server.properties"
+    _write_properties(
+        properties,
+        KAFKA_SETTINGS
+        | {
+            "log.dirs": str(broker.data),
+            "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
+            "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
+        },
+    )
+    _run(
+        "Kafka's StorageTool",
+        *(*_java(), *KAFKA_STARTS_QUICKLY, "kafka.tools.StorageTool"),
+        *("format", "-t", KAFKA_CLUSTER_ID, "-c", str(properties)),
+    )
+    return broker
+
+
+def java_command(main_class: str) -> list[str]:
+    """One of Kafka's own commands, as ``kafka-configs.sh`` and its like run it."""
+    return [*_java(), *KAFKA_STARTS_QUICKLY, main_class]
+
+
+def _java() -> list[str]:
+    return ["java", "-cp", f"{_fetched_kafka_jars()}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+
+
+@dataclass(slots=True)
+class Restartable:
+    """A server that a test may stop and start again; what it holds and its address stay."""
+
+    server: embedded.Cluster | Broker
+    _running: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+    def start(self) -> None:
+        self._running.enter_context(self.server.running())
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+@contextmanager
+def own_kafka() -> Iterator[Restartable]:
+    """A Kafka for a test that stops it; a container's port and disk would not outlive that."""
+    with temporary_directory("kafka") as directory:
+        broker = Restartable(kafka_on_disk(directory))
+        broker.start()
+        try:
+            yield broker
+        finally:
+            broker.stop()
+
+
+@contextmanager
+def own_postgres() -> Iterator[Restartable]:
+    """A PostgreSQL for a test that stops it."""
+    with temporary_directory("postgres") as directory:
+        database = Restartable(embedded.postgres_cluster(directory))
+        database.start()
+        try:
+            yield database
+        finally:
+            database.stop()
 
 
 def kafka_answers(address: str) -> bool:

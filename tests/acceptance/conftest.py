@@ -34,6 +34,31 @@ class Answer:
     body: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Projector:
+    """A projector that runs beside the test."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self, words: str, action: str | None = None) -> bool:
+        """Whether a line of its log has these words, and this action."""
+        mark = "" if action is None else f'"action":"{action}"'
+        return any(words in line and mark in line.replace(" ", "") for line in self.log.read_text().splitlines())
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        """Ask it to stop, and wait until it has."""
+        if self.is_running():
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(PATIENCE_SECONDS)
+        finally:
+            self.process.kill()
+
+
 @dataclass(slots=True)
 class System:
     """One installation of rxstore under test."""
@@ -95,6 +120,24 @@ class System:
                 process.wait(PATIENCE_SECONDS)
             finally:
                 process.kill()
+
+    @contextmanager
+    def projecting(self, *arguments: str, **environment: str) -> Iterator[Projector]:
+        """Run a projector of one worker until the block ends; what it says is kept."""
+        log = self.directory / f"projector-{time.monotonic_ns()}.log"
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                self._command(("project", "--workers", "1", *arguments)),
+                env={**self._environment(), "RXSTORE_LOG_LEVEL": "info", "RXSTORE_LOG_FORMAT": "json", **environment},
+                cwd=self.directory,
+                stderr=said,
+                stdout=subprocess.DEVNULL,
+            )
+            projector = Projector(process, log)
+            try:
+                yield projector
+            finally:
+                projector.stop()
 
     @contextmanager
     def serving(self, **environment: str) -> Iterator[Callable[..., Answer]]:

@@ -10,7 +10,7 @@ import pytest
 from projector import runner as runner_module
 from projector.batch import Reason
 from projector.checkpoints import FencingLost
-from projector.read_model import ReadModel
+from projector.read_model import ReadModel, RowsMissing
 from projector.runner import connect
 from tests.integration.projecting import (
     DECODE,
@@ -199,6 +199,19 @@ def test_a_database_error_leaves_the_batch_undone(migrated_database_url, monkeyp
         with pytest.raises(psycopg.OperationalError):
             one.project(log.partitions[0][:5])
     assert rows(migrated_database_url)["prescription"] == []
+
+
+def test_rows_that_somebody_else_took_away_stop_the_worker(migrated_database_url):
+    log = generated_log(20)
+    with worker(migrated_database_url) as one:
+        one.project(log.partitions[0][:10])
+        with psycopg.connect(migrated_database_url) as connection:
+            connection.execute(f"TRUNCATE {SCHEMA}.issue")
+        with pytest.raises(RowsMissing):
+            one.project(log.partitions[0][10:])
+    with psycopg.connect(migrated_database_url) as connection:
+        stands = connection.execute(f"SELECT next_offset FROM {SCHEMA}.checkpoint WHERE partition_number = 0")
+        assert stands.fetchone() == (log.partitions[0][9].position.offset + 1,)
 
 
 def test_the_content_of_a_misrouted_record_goes_with_its_deleted_prescription(migrated_database_url):
