@@ -47,6 +47,7 @@ READER_BOOTSTRAP_MS = 5_000  # somebody waits for what it reads
 STOP_SECONDS = 30.0
 RESTARTS_IN_A_ROW = 5
 HEALTHY_AFTER_SECONDS = 30.0
+CLIENT_PREFIX = "rxstore-projector-"
 REFUSED_EXIT = Refused.exit_code
 
 
@@ -186,7 +187,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         make_consumer=lambda: make_consumer(options, index),
         lookup=lookup(lambda: make_reader(options.kafka)),
         connect=lambda: connect(options.database_url),
-        owner=f"{socket.gethostname()}:{os.getpid()}",
+        owner=_owner(),
         batch_records=options.batch_records,
         remembered_streams=REMEMBERED_STREAMS,
         stopping=stopping,
@@ -220,13 +221,18 @@ def _stop_with_parent(stopping: threading.Event) -> None:
         stopping.set()
 
 
+def _owner() -> str:
+    """This process as checkpoints name it, and as Kafka's tools show it behind CLIENT_PREFIX."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def make_consumer(options: WorkerOptions, index: int) -> KafkaConsumer:
     """Return a consumer of the generation's group; offsets are ours to keep, so it resets and commits nothing."""
     instance = {"group_instance_id": f"{options.instance_id}-{index}"} if options.instance_id else {}
     return KafkaConsumer(
         **options.kafka,
         **instance,
-        client_id=f"rxstore-projector-{index}",
+        client_id=f"{CLIENT_PREFIX}{_owner()}",
         group_id=options.group_id,
         enable_auto_commit=False,
         auto_offset_reset="none",

@@ -98,7 +98,7 @@ def report(settings: Settings, engine: Engine) -> Report:
     with engine.connect() as connection:
         now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         found = [
-            _generation(connection, generation, ends, workers.get(generation.name), now)
+            of_generation(connection, generation, ends, workers.get(generation.name), now)
             for generation in generations.every(connection)
             if generation.state in {"loading", "building", "ready", "live", "previous"}
         ]
@@ -131,9 +131,10 @@ def _ask_groups(settings: Settings, groups: dict[str, str]) -> dict[str, int]:
     return {groups[name]: len(group.get("members") or ()) for name, group in described.items() if name in groups}
 
 
-def _generation(
+def of_generation(
     connection: Connection, generation: Generation, ends: dict[int, int], workers: int | None, now: datetime
 ) -> GenerationReport:
+    """Look at one generation; ``ends`` is empty and ``workers`` None where the brokers could not be asked."""
     schema = generation.schema
     rows = connection.execute(
         text(
@@ -200,10 +201,10 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
         return "stopped", "no generation is live: run 'rxstore migrate'"
     if unknown is not None:
         return "unknown", unknown
-    if live.workers == 0 or (live.workers is None and _is_silent(live, now)):
+    if live.workers == 0 or (live.workers is None and is_silent(live, now)):
         return "stopped", "no projector holds a partition: run 'rxstore project'"
     behind = bool(live.lag_events)
-    if behind and _stands_still(live, now):
+    if behind and stands_still(live, now):
         return "stalled", f"events wait and no checkpoint has moved for {STALLED_AFTER.seconds} s: look at its log"
     if behind and (live.lag_seconds is None or live.lag_seconds > LAGGING_AFTER.seconds):
         return "lagging", f"{live.lag_events:,} events wait"
@@ -216,13 +217,13 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
     return "following", None
 
 
-def _stands_still(live: GenerationReport, now: datetime) -> bool:
+def stands_still(live: GenerationReport, now: datetime) -> bool:
     """Whether events wait and nothing moved; after a silence, the last word is that the end was seen."""
     signs = [at for at in (live.moved_at, live.as_of) if at is not None]
     return not signs or now - max(signs) > STALLED_AFTER
 
 
-def _is_silent(live: GenerationReport, now: datetime) -> bool:
+def is_silent(live: GenerationReport, now: datetime) -> bool:
     """Whether no worker has said a word lately: one that has nothing to do says every second that it saw the end."""
     said = [at for at in (live.moved_at, live.as_of) if at is not None]
     return not said or now - max(said) > SILENT_AFTER

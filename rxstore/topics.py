@@ -59,10 +59,12 @@ def create(admin: KafkaAdminClient, name: str, partitions: int | None, max_value
             pass  # somebody else was faster: compare theirs
         else:
             return Topic(name, partitions or DEFAULT_PARTITIONS, created=True)
-    return _compared(admin, name, partitions, settings)
+    return compare(admin, name, partitions, max_value_bytes)
 
 
-def _compared(admin: KafkaAdminClient, name: str, partitions: int | None, settings: dict[str, str]) -> Topic:
+def compare(admin: KafkaAdminClient, name: str, partitions: int | None, max_value_bytes: int) -> Topic:
+    """Say what an existing topic has otherwise than the contract wants it."""
+    settings = wanted_settings(max_value_bytes)
     admin.wait_for_topics([name])
     there = partition_count(admin, name) or 0
     differences = []

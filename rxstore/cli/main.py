@@ -29,6 +29,7 @@ COMMANDS = {
     "project": "Run the projector: from the topic to the read models.",
     "serve": "Run the query API.",
     "status": "How far the projector is, and whether anything needs attention.",
+    "diagnose": "What is wrong, what it means for patients, and the next command to run.",
     "quarantine": "What was set aside, and why; retry, skip and undo.",
     "explain": "The story of one prescription.",
     "rebuild": "Make rows anew from the topic.",

@@ -251,7 +251,11 @@ def wait(settings: Settings, name: str | None, max_lag: int, timeout: float | No
 @click.argument("name", required=False)
 @click.option("--accept", metavar="DIGEST", help="Accept exactly the differences that were found, by their digest.")
 @click.option("--why", help="Why they are accepted, for the record.")
-@click.option("--another-topic", is_flag=True, help="It is built from another topic, which holds the same events.")
+@click.option(
+    "--another-topic",
+    is_flag=True,
+    help="It is built from another log, which holds the same events: another topic, or this one after it lost some.",
+)
 @as_json
 @with_settings
 def verify(

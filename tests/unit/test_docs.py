@@ -16,13 +16,14 @@ from projector import tables
 from projector.batch import Reason
 from query_api import metrics as api_metrics
 from rxstore.cli.main import rxstore
+from rxstore.diagnosis.findings import KINDS
 from rxstore.errors import RxstoreError
 from rxstore.report import GOOD_VERDICTS
 from rxstore.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-OPERATORS = sorted((ROOT / "docs" / "operators").glob("*.md"))
+OPERATORS = sorted((ROOT / "docs" / "operators").glob("**/*.md"))
 DECISIONS = sorted(path for path in (ROOT / "docs" / "decisions").glob("*.md") if path.name != "README.md")
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -130,8 +131,8 @@ def parsed(call: str) -> None:
         found = command.get_command(click.Context(command), name)
         assert found is not None, f"no command {name}"
         command = found
-    if words and words != ["--help"]:
-        command.make_context(command.name, words, resilient_parsing="FILE" in words)
+    if words and words not in (["--help"], ["--version"]):
+        command.make_context(command.name, words, resilient_parsing=bool({"FILE", "DECISION"} & {*words}))
 
 
 CALLS = sorted({(name, call) for name in NAMES for call in commands_in(name)})
@@ -201,10 +202,46 @@ def test_every_metric_is_documented_and_no_other():
     assert {name for row in documented for name in code_of(row[0])} == declared
 
 
-def test_every_reason_is_documented_and_no_other():
-    documented = rows_of("docs/operators/quarantine.md", r"`[a-z_]+`")
-    names = {name for row in documented if len(row) == 4 for name in code_of(row[0])}
-    assert names == {str(reason) for reason in Reason}
+RUNBOOK = ROOT / "docs" / "operators" / "runbook"
+PARTS = ["For patients", "Look", "Do", "Undo"]
+
+
+def sections_of(path: Path) -> dict[str, list[str]]:
+    """The sections of a runbook's page by their headings, each with the names of its parts."""
+    sections = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {
+        section.partition("\n")[0].strip("`"): re.findall(r"^- \*\*([^*]+):\*\*", section, re.MULTILINE)
+        for section in sections
+    }
+
+
+RUNBOOK_PAGES = {path.stem: sections_of(path) for path in RUNBOOK.glob("*.md") if path.name != "README.md"}
+
+
+def test_every_reason_has_its_section_in_the_runbook_and_no_other():
+    assert set(RUNBOOK_PAGES["reasons"]) == {str(reason) for reason in Reason}
+
+
+def test_every_finding_has_its_section_in_the_runbook_and_no_other():
+    findings = {(page, code) for page in RUNBOOK_PAGES.keys() - {"reasons", "fencing"} for code in RUNBOOK_PAGES[page]}
+    assert findings == {(kind.page, kind.code) for kind in KINDS.values()}
+
+
+@pytest.mark.parametrize("page", sorted(RUNBOOK_PAGES))
+def test_every_section_of_the_runbook_says_what_it_means_how_to_look_what_to_do_and_how_to_undo(page):
+    assert {section: parts for section, parts in RUNBOOK_PAGES[page].items() if parts != PARTS} == {}
+
+
+def test_the_runbook_is_found_by_code():
+    rows = rows_of("docs/operators/runbook/README.md", r"\[`[a-z_]+`\]\(.*\)")
+    findings = [[f"[`{k.code}`]({k.page}.md#{k.code})", str(k.severity), k.meaning] for k in KINDS.values()]
+    assert [row for row in rows if len(row) == 3] == findings
+    assert {code for row in rows if len(row) == 2 for code in code_of(row[0])} == {str(reason) for reason in Reason}
+
+
+def test_every_finding_is_made_for_real_by_a_test():
+    told = text_of("tests/acceptance/test_diagnose.py")
+    assert [code for code in KINDS if f'"{code}"' not in told] == []
 
 
 def test_every_state_of_a_record_is_documented_and_no_other():
