@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import Connection
+from psycopg.errors import DeadlockDetected, SerializationFailure
 from sqlalchemy import Engine, text
 
 from ingest.decode import Decoder
@@ -29,7 +30,11 @@ from rxstore.errors import Refused, WrongUse
 from rxstore.fleet import make_reader
 from rxstore.settings import Settings
 
+T = TypeVar("T")
+
 LOOK_EVERY_SECONDS = 0.1
+ATTEMPTS = 20
+CONFLICTS = (SerializationFailure, DeadlockDetected)
 # A projector's session does not wait for the disk; what people decided is nowhere else, so here it must.
 KEPT_FOR_GOOD = "SET LOCAL synchronous_commit = on"
 DECISION_COLUMNS = tuple(column.name for column in tables.decision.columns)
@@ -188,14 +193,35 @@ class Desk:
 
         Raises WrongUse when there is no such decision, or it is revoked already.
         """
-        with connect(self.settings.database()) as session, session.transaction():
-            session.execute(KEPT_FOR_GOOD)
+
+        def revoked(session: Connection[Any]) -> Refolded | None:
             decision = decisions.revoke(session, decision_id, who=who)
             if decision is None:
                 raise WrongUse(f"there is no decision {decision_id} that stands: see 'rxstore quarantine decisions'")
-            if decision.number is None:
-                return None
-            return self.refold(session, decision.stream_key)
+            return None if decision.number is None else self.refold(session, decision.stream_key)
+
+        return self._beside_workers(revoked)
+
+    def refold_again(self, key: str) -> Refolded:
+        """Fold a prescription again, in a transaction of its own."""
+        return self._beside_workers(lambda session: self.refold(session, key))
+
+    def _beside_workers(self, work: Callable[[Connection[Any]], T]) -> T:
+        """Do something in one transaction; from the beginning, when a worker wrote what it had already seen.
+
+        That is the rule where batches follow each other. After the conflict the worker has committed and is polling,
+        so the next attempt comes first.
+        """
+        with connect(self.settings.database()) as session:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    with session.transaction():
+                        session.execute(KEPT_FOR_GOOD)
+                        return work(session)
+                except CONFLICTS:
+                    if attempt == ATTEMPTS:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
 
     def refold(self, session: Connection[Any], key: str) -> Refolded:
         """Fold a prescription again in every generation that is fed; Refused when the log lost an event of it.

@@ -34,6 +34,7 @@ COMMANDS = {
     "explain": "The story of one prescription.",
     "rebuild": "Make rows anew from the topic.",
     "archive": "The topic in files, for a rebuild that retention cannot hinder.",
+    "selftest": "Kill and cut off workers on your own servers, and compare what is left with the pure fold.",
     "settings": "Every setting with its value, default and meaning.",
     "contract": "Print the published contracts: JSON Schema, AsyncAPI, OpenAPI.",
 }

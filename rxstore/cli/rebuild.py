@@ -370,7 +370,6 @@ def _tell(as_json: bool, document: dict[str, str], sentence: str) -> None:
 @with_settings
 def prescription(settings: Settings, ids: tuple[str, ...], as_json: bool) -> None:
     """Fold single prescriptions again from the topic, in place; exit code 1 when one comes out differently."""
-    from projector.runner import connect
     from rxstore import decide
     from schemas.identifiers import InvalidPrescriptionId, parse_prescription_id
 
@@ -378,11 +377,8 @@ def prescription(settings: Settings, ids: tuple[str, ...], as_json: bool) -> Non
         keys = [parse_prescription_id(id_, strict=False).stream_key for id_ in ids]
     except InvalidPrescriptionId as error:
         raise WrongUse(str(error)) from error
-    with decide.desk(settings) as desk, connect(settings.database()) as session:
-        refolded = []
-        for key in keys:
-            with session.transaction():
-                refolded.append(desk.refold(session, key))
+    with decide.desk(settings) as desk:
+        refolded = [desk.refold_again(key) for key in keys]
     for one in refolded:
         told = "changed" if one.changed else "as it was"
         click.echo(json.dumps({"stream_key": one.key, "changed": one.changed}) if as_json else f"{one.key}: {told}")

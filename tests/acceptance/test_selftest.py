@@ -1,0 +1,72 @@
+"""``rxstore selftest``: a few dozen seeds end as the pure fold says, and with a defect put in it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from kafka import KafkaAdminClient
+
+from tests.acceptance.conftest import System
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
+
+# A worker that tries parked events in the wrong order: what sequences or the log put right is then not put right.
+WRONG_ORDER = """
+from collections import deque
+from projector import stream
+def in_order(self):
+    return deque(sorted(self.parked.values(), key=lambda parked: -parked.set_aside.stands_at))
+stream._Folding.in_order = in_order
+"""
+
+
+def selftest(system: System, *arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
+    """Run it with more patience than a command usually needs; return exit code, summary and what it complained of."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rxstore.cli.main", "selftest", *arguments, "--json"],
+        env={**os.environ, **system.environment, **environment},
+        cwd=system.directory,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def left_behind(system: System) -> list[str]:
+    with psycopg.connect(system.environment["RXSTORE_DATABASE_URL"]) as connection:
+        rows = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'rxstore_selftest_%'").fetchall()
+    admin = KafkaAdminClient(bootstrap_servers=system.environment["RXSTORE_KAFKA_BOOTSTRAP_SERVERS"])
+    try:
+        topics = [name for name in admin.list_topics() if name.startswith("rxstore-selftest-")]
+    finally:
+        admin.close()
+    return [row[0] for row in rows] + topics
+
+
+def test_two_dozen_seeds_end_as_the_pure_fold_says_and_leave_nothing_behind(system):
+    code, summary, complaints = selftest(system, "--seeds", "24", "--jobs", "8")
+    assert (code, summary.get("failed"), summary.get("lost"), summary.get("doubled")) == (0, [], 0, 0), complaints
+    assert summary["seeds"] == 24
+    assert summary["delivered"]["kills"] >= 15
+    assert summary["answers"] > 1000
+    assert left_behind(system) == []
+
+
+def test_with_a_defect_put_in_it_fails_and_names_the_seed(system, tmp_path: Path):
+    defect = tmp_path / "defect"
+    defect.mkdir()
+    (defect / "sitecustomize.py").write_text(WRONG_ORDER)
+    path = os.pathsep.join([str(defect), os.environ.get("PYTHONPATH", "")])
+    code, summary, complaints = selftest(system, "--seeds", "6", "--jobs", "6", PYTHONPATH=path)
+    assert (code, bool(summary["failed"])) == (1, True), complaints
+    assert f"rxstore selftest --seed {summary['failed'][0]}" in complaints
+    assert "is not as if nothing had been wrong" in complaints
