@@ -24,9 +24,12 @@ Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
 
 def record_of(polled: Any) -> Record:  # noqa: ANN401 - kafka-python's ConsumerRecord
     """Return what Kafka's client hands us as a record of ours."""
+    timestamp = polled.timestamp
+    if not FIRST_TIMESTAMP <= timestamp <= LAST_TIMESTAMP:
+        timestamp = min(max(timestamp, FIRST_TIMESTAMP), LAST_TIMESTAMP)
     return Record(
         Position(polled.topic, polled.partition, polled.offset),
-        min(max(polled.timestamp, FIRST_TIMESTAMP), LAST_TIMESTAMP),
+        timestamp,
         polled.key,
         polled.value,
         tuple(polled.headers),

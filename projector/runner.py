@@ -53,6 +53,7 @@ SESSION_OPTIONS = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
     "jit": "off",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "15s",
