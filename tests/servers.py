@@ -323,7 +323,9 @@ def postgres_in_docker(settings: Mapping[str, str]) -> Iterator[str]:
 
 def main() -> None:
     """Both servers for a person, until Ctrl-C; PostgreSQL as safe and as slow as in earnest."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: whoever is started in the background of a script may have it ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     try:
         with postgres(settings={}) as database_url, kafka() as bootstrap_servers:
             print(f"export RXSTORE_DATABASE_URL={database_url}")
