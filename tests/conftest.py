@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -37,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith("RXSTORE_") and not name.startswith("RXSTORE_TEST_"):
             del os.environ[name]
+    # Commands that are tested inherit what is ignored here, as everything does that a script starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(NotRunElsewhere())
 
 
