@@ -449,7 +449,8 @@ class _Folding:
     def retry_decided(self, decision: Retry) -> None:
         """The record joins the parked ones at its own place; one that breaks the contract still is open again."""
         if decision.mark is not None:
-            self.retry_mark(decision.mark, decision.item)
+            if not self.is_settled(decision.mark):
+                self.retry_mark(decision.mark, decision.item)
             return
         record = next((record for record in self.open if record.position == decision.position), None)
         if record is None or self.is_deleted:
@@ -468,6 +469,10 @@ class _Folding:
             # It did not vanish like a parked one: what was quarantined keeps its row, and its row says how it ended.
             self.removed.discard(record.position)
             self.saved[record.position] = replace(record, state="retried")
+
+    def is_settled(self, record: SetAside) -> bool:
+        """Whether an earlier decision of this same fold settled the record; a stored one is not handed in any more."""
+        return self.saved.get(record.position, record).state in {"retried", "skipped"}
 
     def retry_mark(self, mark: SetAside, item: Item) -> None:
         """A misrouted record folds at the stream's present place, or leaves its mark."""
@@ -496,7 +501,7 @@ class _Folding:
             self.pass_missing_numbers(decision.position)
             return
         record = decision.mark or next((r for r in self.open if r.position == decision.position), None)
-        if record is None:
+        if record is None or self.is_settled(record):
             return
         if record in self.open:
             self.open.remove(record)

@@ -227,6 +227,16 @@ def test_a_skipped_mark_is_removed_and_its_sequence_counts_as_seen():
     assert folded.history.next_sequence == 4
 
 
+def test_a_second_decision_about_a_mark_that_is_settled_changes_nothing_when_both_are_folded_at_once():
+    quarantined, accepted = misrouted(sequence=2)
+    position, marked = quarantined.record.position, mark(replace(quarantined, sequence=None))
+    retry, skip = Retry(position, accepted, marked), Skip(position, marked)
+    once = fold(stored(created(sequence=1)).load(), [retry])
+    twice = fold(stored(created(sequence=1)).load(), [retry, skip])
+    assert (twice.history, twice.set_aside) == (once.history, once.set_aside)
+    assert fold(stored(created(sequence=1)).load(), [skip, retry]).set_aside[position].state == "skipped"
+
+
 def test_a_skip_lets_a_deletion_fold_that_waited_behind_the_record():
     stream = stored(created())
     stream.fold(broken(1), at(2, deleted()))
