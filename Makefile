@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# One more than there are cores: a test mostly waits for servers.
+PROCESSES = $(shell $(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint check servers format lock clean
 
@@ -15,7 +18,7 @@ demo: $(STAMP)  ## the whole system on this machine, with sample prescriptions a
 	@$(BIN)/rxstore demo $(ARGS)
 
 test: $(STAMP)  ## every test that this machine can run (ARGS='-k name' chooses some)
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
