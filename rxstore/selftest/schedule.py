@@ -138,19 +138,21 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Decide:
-    """An operator retries or skips a share of what is open."""
+    """An operator retries or skips a share of what is open; of one stream only, where it is named."""
 
     action: str
     share: float
     dice: int
+    stream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """An operator undoes a share of the decisions that stand."""
+    """An operator undoes a share of the decisions that stand; about one stream only, where it is named."""
 
     share: float
     dice: int
+    stream: str | None = None
 
 
 Act = Join | Leave | CutBroker | CutDatabase | Freeze | Decide | Undo
@@ -199,8 +201,8 @@ class Schedule:
 def schedule_of(seed: int) -> Schedule:
     """Return what a seed means. Seeds that follow each other kill at statements that follow each other."""
     random = Random(f"rxstore selftest {seed}")
-    log, healed = _log(random)
-    stages = _stages(random, log)
+    log, healed, revised = _log(random)
+    stages = _with_revised(random, _stages(random, log), revised)
     return Schedule(
         seed=seed,
         partitions=random.choice([1, 2, 3, 4]),
@@ -239,7 +241,7 @@ def _late(random: Random) -> float:
 
 def _stages(random: Random, log: Sequence[GeneratedRecord]) -> tuple[Stage, ...]:
     """Cut the log into parts. Decisions come where something is open, and are undone where they were made."""
-    count = random.choice([3, 4, 5])
+    count = random.choice([4, 5])
     cuts = [0, *sorted(random.sample(range(1, len(log)), count - 1)), len(log)]
     stages: list[Stage] = []
     for number in range(count):
@@ -255,6 +257,27 @@ def _stages(random: Random, log: Sequence[GeneratedRecord]) -> tuple[Stage, ...]
         settled = bool(number) and random.random() < 0.6
         stages.append(Stage(tuple(log[cuts[number] : cuts[number + 1]]), tuple(acts), settled))
     return tuple(stages)
+
+
+def _with_revised(random: Random, stages: Sequence[Stage], events: Sequence[Event]) -> tuple[Stage, ...]:
+    """Weave in a stream about which an operator decides and thinks again, while events of it go on coming.
+
+    It is folded again under the hands of a worker that may hold it in memory as it was, and an event of it comes at
+    once: only the epoch tells the worker.
+    """
+    key = str(events[0]["subject"])[:-1]
+    first, second, third, *others = [_record(event) for event in events]
+    broken = replace(first, value=orjson.dumps(events[1] | {"id": f"{random.getrandbits(64):x}", "data": None}))
+    skip = Decide("skip", 1.0, random.getrandbits(32), key)
+    undo = Undo(1.0, random.getrandbits(32), key)
+    woven = [
+        replace(stages[0], records=(*stages[0].records, first, broken)),
+        replace(stages[1], acts=(*stages[1].acts, skip), settled=True),
+        replace(stages[2], records=(*stages[2].records, second), settled=True),
+        replace(stages[3], records=(*stages[3].records, third), acts=(*stages[3].acts, undo), settled=True),
+        Stage(tuple(others), (), settled=False),
+    ]
+    return (*woven, *stages[4:])
 
 
 def _disturbance(random: Random) -> Act:
@@ -282,10 +305,15 @@ def _pool(number: int) -> dict[str, tuple[Event, ...]]:
     return {subject: tuple(events) for subject, events in streams.items()}
 
 
-def _log(random: Random) -> tuple[list[GeneratedRecord], dict[str, tuple[Event, ...]]]:
-    """Draw streams of every kind, and damage them: some so that the log itself heals them, the others anyhow."""
+def _log(random: Random) -> tuple[list[GeneratedRecord], dict[str, tuple[Event, ...]], tuple[Event, ...]]:
+    """Draw streams of every kind, and damage them: some so that the log itself heals them, the others anyhow.
+
+    The last is one that is left out of the log, for what ``_with_revised`` does with it.
+    """
     pool = _pool(random.randrange(POOLS))
     subjects = _drawn(random, pool)
+    long = [s for s in sorted(pool) if s not in subjects and len(pool[s]) > 3 and not _has(pool[s], "deleted")]
+    revised = tuple(_without_sequence(event) for event in pool[random.choice(long)])
     can_heal = [subject for subject in subjects if len(pool[subject]) > 2 and not _has(pool[subject], "deleted")]
     healed = {subject: _meant(random, pool[subject]) for subject in can_heal[:HEALED_STREAMS]}
     others = [subject for subject in subjects if subject not in healed]
@@ -300,7 +328,7 @@ def _log(random: Random) -> tuple[list[GeneratedRecord], dict[str, tuple[Event, 
         at = random.randrange(len(log))
         if log[at].fault != BROKEN:  # a copy of it behind its repair would be broken for good
             log.insert(random.randint(at + 1, len(log)), log[at])
-    return log, {subject[:-1]: events for subject, events in healed.items()}
+    return log, {subject[:-1]: events for subject, events in healed.items()}, revised
 
 
 def _drawn(random: Random, pool: dict[str, tuple[Event, ...]]) -> list[str]:
@@ -337,7 +365,11 @@ def _meant(random: Random, events: Sequence[Event]) -> tuple[Event, ...]:
     """Return the events as they are meant; on a half of the streams without sequences, where order is all there is."""
     if random.random() < 0.5:
         return tuple(events)
-    return tuple({name: value for name, value in event.items() if name != "sequence"} for event in events)
+    return tuple(map(_without_sequence, events))
+
+
+def _without_sequence(event: Event) -> Event:
+    return {name: value for name, value in event.items() if name != "sequence"}
 
 
 def _healing(random: Random, events: Sequence[Event]) -> list[GeneratedRecord]:

@@ -453,6 +453,7 @@ class Trial:
                 candidate
                 for candidate in found
                 if random.random() < act.share
+                and act.stream in {None, candidate.stream_key}
                 and not (act.action == "skip" and candidate.stream_key in self.schedule.healed)
             ][:MOST_DECISIONS_AT_ONCE]
             stored = dict(
@@ -482,7 +483,11 @@ class Trial:
             "SELECT id, stream_key FROM rxstore.decision WHERE revoked_at IS NULL ORDER BY id"
         ).fetchall()
         random.shuffle(rows)
-        chosen = [number for number, key in rows if random.random() < act.share and key not in excepted]
+        chosen = [
+            number
+            for number, key in rows
+            if random.random() < act.share and key not in excepted and act.stream in {None, key}
+        ]
         with desk(self.settings) as sitting:
             for number in chosen[:MOST_UNDONE_AT_ONCE]:
                 self.refolded += sitting.undo(number, who=OPERATOR) is not None
