@@ -20,6 +20,9 @@ from projector.checkpoints import FencingLost
 from projector.read_model import TABLES, ReadModel
 from projector.refold import LogIncomplete, refold
 from projector.runner import connect
+from rxstore import store
+from rxstore.decide import Desk
+from rxstore.settings import load
 from schemas.incoming import UnknownType
 from tests import examples
 from tests.integration.projecting import (
@@ -434,3 +437,24 @@ def contents(database_url: str) -> int:
         row = connection.execute("SELECT count(*) FROM rx_g1.set_aside WHERE record_value IS NOT NULL").fetchone()
     assert row is not None
     return int(row[0])
+
+
+def test_what_an_operator_does_beside_a_worker_begins_again_when_the_worker_wrote_meanwhile(
+    migrated_database_url, tmp_path
+):
+    settings = load({"RXSTORE_DATABASE_URL": migrated_database_url}, env_file=tmp_path / "none")
+    attempts = []
+
+    def touch(session: psycopg.Connection) -> int:
+        attempts.append(session.execute("SELECT definition FROM rxstore.generation").fetchone())
+        if len(attempts) == 1:
+            with psycopg.connect(migrated_database_url) as worker_session:
+                worker_session.execute("UPDATE rxstore.generation SET partitions = 7")
+        session.execute("UPDATE rxstore.generation SET topic = 'touched'")
+        return len(attempts)
+
+    with store.engine(settings) as engine:
+        desk = Desk(settings, engine, store.live_generation(engine), DECODE, DECODE.partition_of)
+    assert desk._beside_workers(touch) == 2
+    with psycopg.connect(migrated_database_url) as connection:
+        assert connection.execute("SELECT topic, partitions FROM rxstore.generation").fetchall() == [("touched", 7)]
