@@ -40,7 +40,9 @@ from rxstore.errors import Refused
 log = logging.getLogger(__name__)
 
 HEARTBEAT_MS = 1_000
-METADATA_MS = 30_000  # how long until a worker notices that partitions were added
+# How long until a worker notices that partitions were added. One that joined before its client knew the topic, which
+# kafka-python lets happen, has no partition until then.
+METADATA_MS = 5_000
 REMEMBERED_STREAMS = 20_000  # about 100 MB of a worker's memory
 FETCH_BYTES = 4 * 1024 * 1024
 READER_BOOTSTRAP_MS = 5_000  # somebody waits for what it reads

@@ -337,6 +337,7 @@ def somebody_else_in(group: str, system: System) -> Iterator[None]:
         client_id="a-tool",
         session_timeout_ms=6_000,
         enable_auto_commit=False,
+        metadata_max_age_ms=1_000,  # a client that joined before it knew the topic has nothing until it asks again
     )
     stop, has_partitions = threading.Event(), threading.Event()
 
