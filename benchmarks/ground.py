@@ -42,6 +42,9 @@ POSTGRES_SETTINGS = {
     "checkpoint_timeout": "15min",
 }
 
+# Kafka's default, which tests do without: a group waits for its first members before it shares out the partitions.
+KAFKA_SETTINGS = {"group.initial.rebalance.delay.ms": "3000"}
+
 # Events of the generator per prescription, rounded down so that a little too much is made rather than too little.
 EVENTS_PER_PRESCRIPTION = 4.5
 SCHEMA = "rx_g1"
@@ -59,7 +62,7 @@ class Ground:
 def ground(*, postgres: dict[str, str] = POSTGRES_SETTINGS) -> Iterator[Ground]:
     """Start both servers, or use those that RXSTORE_TEST_… names."""
     say("starting PostgreSQL and Kafka")
-    with servers.postgres(postgres) as database_url, servers.kafka() as bootstrap_servers:
+    with servers.postgres(postgres) as database_url, servers.kafka(KAFKA_SETTINGS) as bootstrap_servers:
         yield Ground(bootstrap_servers, database_url)
 
 

@@ -57,6 +57,7 @@ KAFKA_SETTINGS = {
     "transaction.state.log.num.partitions": "4",
     "transaction.state.log.replication.factor": "1",
 }
+NO_SETTINGS: Mapping[str, str] = {}
 
 
 @cache
@@ -113,30 +114,34 @@ def _java_version() -> int | None:
 
 
 @contextmanager
-def kafka() -> Iterator[str]:
-    """The bootstrap servers of a real Apache Kafka."""
+def kafka(settings: Mapping[str, str] = NO_SETTINGS) -> Iterator[str]:
+    """The bootstrap servers of a real Apache Kafka, started with these settings beside KAFKA_SETTINGS."""
     given = os.environ.get("RXSTORE_TEST_KAFKA_BOOTSTRAP_SERVERS")
     if given:
         yield given
     elif docker_answers():
-        with kafka_in_docker() as address:
+        with kafka_in_docker(settings) as address:
             yield address
     else:
-        with kafka_from_maven() as server:
+        with kafka_from_maven(settings) as server:
             yield server.address
 
 
 @contextmanager
-def kafka_in_docker() -> Iterator[str]:
+def kafka_in_docker(settings: Mapping[str, str] = NO_SETTINGS) -> Iterator[str]:
     from testcontainers.core.container import DockerContainer
 
     # A broker tells its clients where it is, so the port must be known before it starts.
     port = free_port()
-    settings = KAFKA_SETTINGS | {
-        "listeners": f"PLAINTEXT://:{port},CONTROLLER://:9093",
-        "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
-        "controller.quorum.voters": "1@localhost:9093",
-    }
+    settings = (
+        KAFKA_SETTINGS
+        | dict(settings)
+        | {
+            "listeners": f"PLAINTEXT://:{port},CONTROLLER://:9093",
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
+            "controller.quorum.voters": "1@localhost:9093",
+        }
+    )
     container = DockerContainer(KAFKA_IMAGE).with_bind_ports(port, port)
     for name, value in settings.items():
         container.with_env(f"KAFKA_{name.upper().replace('.', '_')}", value)
@@ -150,9 +155,9 @@ def kafka_in_docker() -> Iterator[str]:
 
 
 @contextmanager
-def kafka_from_maven() -> Iterator[Server]:
+def kafka_from_maven(settings: Mapping[str, str] = NO_SETTINGS) -> Iterator[Server]:
     with temporary_directory("kafka") as directory:
-        broker = kafka_on_disk(directory)
+        broker = kafka_on_disk(directory, settings)
         with broker.running() as pid:
             yield Server(broker.address, pid)
 
@@ -180,7 +185,7 @@ class Broker:
             yield pid
 
 
-def kafka_on_disk(directory: Path) -> Broker:
+def kafka_on_disk(directory: Path, settings: Mapping[str, str] = NO_SETTINGS) -> Broker:
     """A new Kafka, formatted and not started yet."""
     port, controller_port = free_port(), free_port()
     broker = Broker(f"{LOOPBACK}:{port}", directory)
@@ -188,6 +193,7 @@ def kafka_on_disk(directory: Path) -> Broker:
     _write_properties(
         properties,
         KAFKA_SETTINGS
+        | dict(settings)
         | {
             "log.dirs": str(broker.data),
             "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
