@@ -17,7 +17,12 @@ STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {
 # Whatever our own level is: at debug these quote the bytes and rows that they carry, and those name patients. The
 # broker client warns of its own inner affairs; what they mean for us the worker says itself. kafka.cluster calls it an
 # error that a refresh was under way when its client was closed.
-OTHERS = {"kafka": logging.ERROR, "kafka.cluster": logging.CRITICAL, "sqlalchemy": logging.WARNING, "alembic": logging.WARNING}
+OTHERS = {
+    "kafka": logging.ERROR,
+    "kafka.cluster": logging.CRITICAL,
+    "sqlalchemy": logging.WARNING,
+    "alembic": logging.WARNING,
+}
 
 
 class TextFormatter(logging.Formatter):
