@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 from kafka import KafkaAdminClient
 
-from tests.acceptance.conftest import System
+from tests.acceptance.conftest import System, eventually
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
@@ -70,3 +71,44 @@ def test_with_a_defect_put_in_it_fails_and_names_the_seed(system, tmp_path: Path
     assert (code, bool(summary["failed"])) == (1, True), complaints
     assert f"rxstore selftest --seed {summary['failed'][0]}" in complaints
     assert "is not as if nothing had been wrong" in complaints
+
+
+def test_a_database_that_is_given_is_used_and_left_as_empty_as_it_was(system, database_url):
+    code, summary, complaints = selftest(system, "--seeds", "3", "--database-url", database_url)
+    assert (code, summary.get("seeds"), summary.get("failed")) == (0, 3, []), complaints
+    assert schemas(database_url) == {"public"}
+    assert left_behind(system) == []
+
+
+def test_a_database_that_holds_an_installation_is_refused_and_not_touched(system):
+    url = system.environment["RXSTORE_DATABASE_URL"]
+    before = schemas(url)
+    code, summary, complaints = selftest(system, "--seeds", "1", "--database-url", url)
+    assert (code, summary) == (4, {}), complaints
+    assert "holds an installation of rxstore: name an empty one" in complaints
+    assert schemas(url) == before
+    assert "rxstore" in before
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(system):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rxstore.cli.main", "selftest", "--seeds", "200", "--jobs", "2"],
+        env={**os.environ, **system.environment},
+        cwd=system.directory,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: any(name.startswith("rxstore-selftest-") for name in left_behind(system)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(90) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert left_behind(system) == []
+
+
+def schemas(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_|^information_schema$'")
+        return {row[0] for row in rows}
