@@ -257,6 +257,14 @@ def drop(connection: Connection, generation: Generation) -> None:
     connection.execute(text(f"DROP SCHEMA IF EXISTS {generation.schema} CASCADE"))
 
 
+def left_standing(connection: Connection) -> list[Generation]:
+    """Return the generations that are no longer fed and whose tables are still there."""
+    schemas = set(connection.execute(text("SELECT nspname FROM pg_namespace")).scalars())
+    return [
+        one for one in generations.every(connection) if one.state in {"abandoned", "retired"} and one.schema in schemas
+    ]
+
+
 # what they ask --------------------------------------------------------------------------------------------------------
 
 

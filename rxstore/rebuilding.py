@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from psycopg import errors
@@ -338,7 +339,7 @@ def abort(engine: Engine, name: str | None) -> Generation:
     """Give a candidate up and drop its tables."""
 
     def give_up(connection: Connection) -> Generation:
-        chosen = name or rebuild.candidate(connection).name
+        chosen = name or _to_take_away(connection, rebuild.candidate, "abandoned")
         known = generations.find(connection, chosen)
         if known is not None and known.state == "abandoned":
             return known  # what an interrupted abort left
@@ -351,7 +352,7 @@ def retire(engine: Engine, name: str | None) -> Generation:
     """Let the previous generation go and drop its tables."""
 
     def let_go(connection: Connection) -> Generation:
-        chosen = name or rebuild.previous_generation(connection).name
+        chosen = name or _to_take_away(connection, rebuild.previous_generation, "retired")
         known = generations.find(connection, chosen)
         if known is not None and known.state == "retired":
             return known
@@ -377,10 +378,23 @@ def report(engine: Engine, name: str) -> dict[str, Any]:
     }
 
 
+def _to_take_away(connection: Connection, find: Callable[[Connection], Generation], state: str) -> str:
+    """Name the generation that is found; or else one that is let go already and whose tables still stand."""
+    try:
+        return find(connection).name
+    except WrongState:
+        for generation in rebuild.left_standing(connection):
+            if generation.state == state:
+                return generation.name
+        raise
+
+
 def _take_away(engine: Engine, step: Callable[[Connection], Generation]) -> Generation:
+    """Let a generation go, then drop its tables, and those that a command which was killed in between has left."""
     with _refusing(), rebuild.alone(engine):
         generation = _step(engine, step)
-        _step(engine, lambda connection: rebuild.drop(connection, generation))
+        for gone in _step(engine, rebuild.left_standing):
+            _step(engine, partial(rebuild.drop, generation=gone))
     return generation
 
 

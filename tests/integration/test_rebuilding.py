@@ -141,12 +141,40 @@ def test_a_generation_that_is_given_up_leaves_nothing_and_its_name_is_not_used_a
     assert rebuilding.stage(settings, built, None).name == "g3"
 
 
-def test_an_abort_that_was_killed_before_it_dropped_the_tables_is_finished_by_the_next(settings, built):
+def tables_stand(engine: Engine, name: str) -> bool:
+    with engine.connect() as connection:
+        return (
+            connection.execute(text("SELECT to_regnamespace(:name)"), {"name": f"rx_{name}"}).scalar_one() is not None
+        )
+
+
+@pytest.mark.parametrize("name", ["g2", None])
+def test_an_abort_that_was_killed_before_it_dropped_the_tables_is_finished_by_the_next(settings, built, name):
     with built.begin() as connection:
         rebuild.give_up(connection, "g2", who="test")
-    rebuilding.abort(built, "g2")
-    with built.connect() as connection:
-        assert connection.execute(text("SELECT to_regnamespace('rx_g2')")).scalar_one() is None
+    assert rebuilding.abort(built, name).name == "g2"
+    assert not tables_stand(built, "g2")
+
+
+@pytest.mark.parametrize("name", ["g1", None])
+def test_a_retirement_that_was_killed_before_it_dropped_the_tables_is_finished_by_the_next(settings, built, name):
+    rebuilding.verify(settings, built, None)
+    promote(settings, built)
+    with built.begin() as connection:
+        rebuild.retire(connection, "g1", who="test")
+    assert rebuilding.retire(built, name).name == "g1"
+    assert not tables_stand(built, "g1")
+
+
+def test_the_tables_that_a_killed_abort_left_go_with_the_next_candidate_at_the_latest(settings, built):
+    with built.begin() as connection:
+        rebuild.give_up(connection, "g2", who="test")
+    assert rebuilding.stage(settings, built, None).name == "g3"
+    assert rebuilding.abort(built, None).name == "g3"
+    assert not tables_stand(built, "g2")
+    assert not tables_stand(built, "g3")
+    with pytest.raises(Refused, match="no generation is being built"):
+        rebuilding.abort(built, None)
 
 
 def test_the_report_of_a_generation_holds_its_evidence_and_stays_when_its_tables_are_gone(settings, built):
