@@ -53,8 +53,8 @@ PROMOTE = ("rebuild", "promote")
 ROLLBACK = ("rebuild", "rollback")
 ABORT = ("rebuild", "abort")
 RETIRE = ("rebuild", "retire")
-# Two of each command's moments are the two sides of its last commit, the others are drawn.
-DRAWN = {STAGE: 4, WAIT: 1, VERIFY: 3, PROMOTE: 3, ROLLBACK: 2, ABORT: 2, RETIRE: 2}
+# Beside the two sides of its last commit, so many statements of each command are drawn.
+DRAWN = {STAGE: 3, WAIT: 1, VERIFY: 2, PROMOTE: 3, ROLLBACK: 2, ABORT: 1, RETIRE: 1}
 # What only the worker of 'stage' says, with what it said before: how far the build is depends on no clock.
 BUILDING = (
     (("UPDATE checkpoint.next_offset",), True),
@@ -308,7 +308,8 @@ def moments(done: dict[tuple[str, ...], Undisturbed]) -> list[Moment]:
         last = max(at for at, statement in enumerate(said) if statement == "COMMIT")
         places = [(last, True), (last, False)]
         if command in {ABORT, RETIRE}:
-            places.append((said.index("DROP"), True))  # it is let go and its tables are still there
+            places.append((said.index("COMMIT"), True))  # nothing is let go yet
+            places.append((said.index("DROP"), True))  # it is, and its tables are still there
         others = {statement: at for at, statement in enumerate(said) if statement != "COMMIT"}
         drawn = random.sample(sorted(others), DRAWN[command])
         places += [(others[statement], random.random() < 0.5) for statement in drawn]
