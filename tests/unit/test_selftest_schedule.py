@@ -18,6 +18,7 @@ from rxstore.selftest.schedule import (
     Undo,
     schedule_of,
 )
+from rxstore.selftest.trial import not_folded_again
 from rxstore.selftest.truth import as_meant
 
 SEEDS = range(2 * len(STATEMENTS))
@@ -64,3 +65,15 @@ def test_every_log_has_streams_that_it_heals_itself(schedules):
     for schedule in schedules[:20]:
         assert schedule.healed
         assert all(as_meant(events) is not None for events in schedule.healed.values())
+
+
+def test_a_misrouted_deletion_keeps_its_prescription_from_being_folded_again():
+    schedule = schedule_of(299)
+    deletion = next(
+        record
+        for stage in schedule.stages
+        for record in stage.records
+        if b"eps.prescription.deleted.v1" in record.value and record.key == b"9292D3-Z99999-EBE53"
+    )
+    assert b"D6F845-Z90001-7582A" in deletion.value
+    assert {"9292D3-Z99999-EBE53", "D6F845-Z90001-7582A"} <= not_folded_again(schedule)
