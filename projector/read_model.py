@@ -37,7 +37,6 @@ Row = tuple[Any, ...]
 
 JSON_IS_CSV = r"(FORMAT csv, NULL 'null', ESCAPE '\')"
 has_other_escapes = re.compile(rb'\\[^"]').search
-BETWEEN_ROWS = b"],["
 WantsParked = Callable[[Stream], bool]
 
 DELETED = "deleted"
@@ -199,7 +198,7 @@ def copy_rows(cursor: Cursor[Any], table: str, columns: Sequence[str], rows: Seq
     orjson writes it several times as fast as psycopg writes a row. Only control characters are escaped otherwise in
     JSON; rows with one go psycopg's way.
     """
-    lines = _lines(rows)
+    lines = b"\n".join([orjson.dumps(row)[1:-1] for row in rows])
     if has_other_escapes(lines.replace(b"\\\\", b"")):
         with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
             for row in rows:
@@ -207,14 +206,6 @@ def copy_rows(cursor: Cursor[Any], table: str, columns: Sequence[str], rows: Seq
     else:
         with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN {JSON_IS_CSV}") as copy:
             copy.write(lines)
-
-
-def _lines(rows: Sequence[Row]) -> bytes:
-    """Return rows as lines of JSON without brackets: written as one array and cut, unless a text holds what is cut."""
-    whole = orjson.dumps(rows)[2:-2]
-    if whole.count(BETWEEN_ROWS) == len(rows) - 1:
-        return whole.replace(BETWEEN_ROWS, b"\n")
-    return b"\n".join([orjson.dumps(row)[1:-1] for row in rows])
 
 
 @lru_cache(maxsize=256)

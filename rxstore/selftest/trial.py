@@ -52,9 +52,12 @@ from rxstore.selftest.schedule import (
 from rxstore.selftest.scratch import BROKER_PREFIX, database_server
 from rxstore.selftest.workers import Worker
 from rxstore.settings import Settings
+from schemas.events import Deleted
+from schemas.identifiers import parse_prescription_id
+from schemas.incoming import TYPE_OF
 
 LOOK_EVERY_SECONDS = 0.08
-DELETED = b"eps.prescription.deleted.v1"
+DELETED = TYPE_OF[Deleted].encode()
 MOST_WORKERS_AT_ONCE = 4
 READ_TIMEOUT_MS = 1_000
 READ_PATIENCE_SECONDS = 30.0
@@ -517,8 +520,8 @@ def not_folded_again(schedule: Schedule) -> set[str]:
             found.add(record.key.decode())
         elif DELETED in record.value:
             found.add(record.key.decode())
-            with suppress(orjson.JSONDecodeError, KeyError, TypeError, AttributeError):  # a dirty one
-                found.add(orjson.loads(record.value)["subject"].upper()[:-1])
+            with suppress(ValueError, KeyError, TypeError):  # a dirty one
+                found.add(parse_prescription_id(orjson.loads(record.value)["subject"]).stream_key)
     return found
 
 
