@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -28,8 +29,9 @@ from projector.checkpoints import Claim, FencingLost, Held, TopicMismatch
 from projector.decisions import DecisionsDue
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
-from projector.runner import Batch, Runner
+from projector.runner import Batch, OneByOne, Runner
 from projector.stream import Counts
+from projector.unwritten import Unwritten
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class Worker:
     """One consumer in the group and one database session, projecting into one generation.
 
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
-    With ``keep_going`` it also sets aside what looks like a bad deploy.
+    With ``keep_going`` it also sets aside what looks like a bad deploy. ``build_bytes`` is the memory in which a
+    generation that is being built is folded until this worker is near the end for the first time; 0 for none.
     """
 
     topic: str
@@ -65,12 +68,16 @@ class Worker:
     remembered_streams: int
     stopping: Event
     keep_going: bool = False
+    build_bytes: int = 0
     counts: Counts = field(default_factory=Counts)
+    _unwritten: Unwritten = field(default_factory=Unwritten)
+    _one_by_one_to: dict[int, int] = field(default_factory=dict)
     _claims: dict[int, Claim] = field(default_factory=dict)
     _readability: Readability = field(default_factory=Readability)
     _backoff: Backoff = field(default_factory=Backoff)
     _runner: Runner | None = None
     _ends: tuple[Any, dict[int, int]] | None = None
+    _known_ends: dict[int, int] = field(default_factory=dict)
     _ends_asked_at: float = 0.0
     _committed_at: float = 0.0
 
@@ -107,9 +114,17 @@ class Worker:
             polled = self._poll(consumer)
             self._follow(consumer, assignment)
             batch = self._batch(consumer, polled)
-            if batch.next_offsets:
-                self._project(consumer, assignment, batch)
+            try:
+                if batch.next_offsets:
+                    self._project(consumer, assignment, batch)
+                if self._unwritten and self._is_time_to_write():
+                    self._write(consumer, assignment)
+            except OneByOne as error:
+                self._read_again(consumer, error)
             self._note_ends(consumer)
+        if self._unwritten:
+            with suppress(OneByOne):
+                self._write(consumer, assignment)
 
     def _poll(self, consumer: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
         try:
@@ -128,6 +143,8 @@ class Worker:
     def _follow(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
         """Let go of partitions that went and claim those that came; keep them waiting while the database is away."""
         went, came = assignment.changes()
+        if self._unwritten.next_offsets.keys() & {partition.partition for partition in went}:
+            self._hand_over(consumer, went)
         for partition in went:
             if self._claims.pop(partition.partition, None) is not None:
                 self._forget()
@@ -173,6 +190,7 @@ class Worker:
     def _claim(self, consumer: KafkaConsumer, partition: TopicPartition) -> Claim:
         first = consumer.beginning_offsets([partition])[partition]
         end = consumer.end_offsets([partition])[partition]
+        self._known_ends[partition.partition] = end
         self._check_topic(consumer)
         session = self._connection()
         claim = checkpoints.claim(
@@ -227,7 +245,7 @@ class Worker:
             partition = TopicPartition(self.topic, number)
             if partition in assigned:
                 reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS)
-                if reached is not None and reached > next_offsets.get(number, claim.next_offset):
+                if reached is not None and reached > next_offsets.get(number, self._reached(claim)):
                     next_offsets[number] = reached
                     leader_epochs.pop(number, None)  # a marker may be a later leader's than the last record
         if not self.keep_going:
@@ -236,6 +254,9 @@ class Worker:
 
     def _project(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
         """Project the batch, again and again until it is in the database or no longer this worker's."""
+        if self._builds():
+            self._take(consumer, assignment, batch)
+            return
         while batch.next_offsets and not self.stopping.is_set():
             started = time.monotonic()
             try:
@@ -262,6 +283,113 @@ class Worker:
                 metrics.BATCH_SECONDS.observe(time.monotonic() - started)
                 self._projected(consumer, batch, counts)
                 return
+
+    # a build ----------------------------------------------------------------------------------------------------------
+
+    def _builds(self) -> bool:
+        """Whether what comes is to be folded in memory for now.
+
+        Once near the end, a generation is followed like the live one; where smaller steps were asked for, they are
+        made.
+        """
+        if self._unwritten:
+            return True
+        if self.build_bytes and not self._is_far_behind():
+            self.build_bytes = 0
+        self._one_by_one_to = {
+            number: offset
+            for number, offset in self._one_by_one_to.items()
+            if number in self._claims and self._claims[number].next_offset < offset
+        }
+        return bool(self.build_bytes) and not self._one_by_one_to
+
+    def _is_far_behind(self) -> bool:
+        """Whether more than a batch is left, as far as the brokers have told within the last second."""
+        left = sum(max(0, self._known_ends.get(n, 0) - self._reached(claim)) for n, claim in self._claims.items())
+        return left > self.batch_records
+
+    def _is_time_to_write(self) -> bool:
+        return self._unwritten.size >= self.build_bytes or not self._is_far_behind()
+
+    def _reached(self, claim: Claim) -> int:
+        """Return the next offset of a partition to be read."""
+        return self._unwritten.next_offsets.get(claim.partition, claim.next_offset)
+
+    def _take(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
+        """Fold a batch in memory, again and again until it is there or no longer this worker's."""
+        while batch.next_offsets and not self.stopping.is_set():
+            started = time.monotonic()
+            try:
+                self._live().take(self._claims, batch, self._unwritten)
+            except DecisionsDue as due:
+                reached = {number: claim.moved_to(self._reached(claim)) for number, claim in self._claims.items()}
+                before, batch = batch.cut(due.offsets, reached)
+                self._take(consumer, assignment, before)
+                self._write(consumer, assignment)
+                self._apply_decisions(consumer)
+                batch = self._of_claims(consumer, assignment, batch)
+            except psycopg.Error as error:
+                self._wait(consumer, error)
+                batch = self._of_claims(consumer, assignment, batch)
+            else:
+                self._backoff.reset()
+                metrics.BATCH_SECONDS.observe(time.monotonic() - started)
+                return
+
+    def _write(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
+        """Write what was folded in memory, again and again until it is written or no longer this worker's."""
+        while self._unwritten:
+            started, offsets = time.monotonic(), dict(self._unwritten.next_offsets)
+            try:
+                counts = self._live().write(self._claims, self._unwritten)
+            except (FencingLost, psycopg.errors.SerializationFailure) as error:
+                self._of_claims(consumer, assignment, Batch((), {}))
+                held = {number: self._claims[number] for number in self._unwritten.next_offsets}
+                if not checkpoints.still_hold(self._connection(), self.read_model.schema, held):
+                    raise FencingLost(f"{sorted(held)} of {self.topic} are not where this worker left them") from error
+            except psycopg.Error as error:
+                self._wait(consumer, error)
+                self._of_claims(consumer, assignment, Batch((), {}))
+            else:
+                metrics.BATCH_SECONDS.observe(time.monotonic() - started)
+                self._projected(consumer, Batch((), offsets), counts)
+                return
+            if self.stopping.is_set():
+                return
+
+    def _of_claims(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> Batch:
+        """Follow the group, and return what of a batch is still this worker's."""
+        self._follow(consumer, assignment)
+        return Batch(
+            [item for item in batch.items if item.record.position.partition in self._claims],
+            {number: offset for number, offset in batch.next_offsets.items() if number in self._claims},
+            batch.leader_epochs,
+        )
+
+    def _hand_over(self, consumer: KafkaConsumer, went: Iterable[TopicPartition]) -> None:
+        """Write before partitions go; what cannot be written at the first try is read again by whoever gets them."""
+        offsets = dict(self._unwritten.next_offsets)
+        try:
+            counts = self._live().write(self._claims, self._unwritten)
+        except (FencingLost, OneByOne, psycopg.Error) as error:
+            log.info("not written before handing over (%s)", type(error).__name__, extra={"action": "revoked"})
+            for partition in went:
+                self._unwritten.forget(partition.partition)
+        else:
+            self._projected(consumer, Batch((), offsets), counts)
+
+    def _read_again(self, consumer: KafkaConsumer, reason: OneByOne) -> None:
+        """Forget what was folded in memory and read it again from the checkpoints, in batches."""
+        log.info("reading again, batch by batch: %s", reason, extra={"action": "one_by_one"})
+        self._one_by_one_to = dict(self._unwritten.next_offsets)
+        self._unwritten.clear()
+        self._forget()
+        for number in self._one_by_one_to:
+            claim = self._claims[number]
+            partition = TopicPartition(self.topic, number)
+            log_identity.seek(consumer, partition, claim.next_offset, claim.leader_epoch)
+
+    # what is left -----------------------------------------------------------------------------------------------------
 
     def _what_is_left(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch, *, overtaken: bool) -> Batch:
         """Drop what went to other workers meanwhile; FencingLost when a partition is ours by Kafka's word only."""
@@ -315,7 +443,7 @@ class Worker:
                 waiting = decisions.waiting(self._connection(), self.read_model.schema, self.topic, self._claims)
             for decision in waiting:
                 place, reached = decision.effect_offset, self._claims[decision.stream_partition].next_offset
-                if place is None or place > reached:
+                if place is None or place > reached or decision.stream_partition in self._unwritten.next_offsets:
                     continue
                 if place == reached:
                     self.counts.add(self._live().apply(self._claims, decision))
@@ -352,6 +480,7 @@ class Worker:
                     [TopicPartition(self.topic, number) for number in self._claims], timeout_ms=ENDS_TIMEOUT_MS
                 )
                 self._ends = (row[0] if row else None, {tp.partition: end for tp, end in ends.items()})
+                self._known_ends.update(self._ends[1])
                 self._commit(consumer)
             if self._ends is None:
                 return
@@ -407,6 +536,8 @@ class Worker:
 
     def _let_go(self) -> None:
         self._claims.clear()
+        self._unwritten.clear()
+        self._one_by_one_to.clear()
         self._ends = None
         self._forget()
 

@@ -18,8 +18,8 @@ from psycopg import Connection, IsolationLevel
 
 from projector import checkpoints, decisions, defects, set_aside
 from projector.batch import Accepted, Decode, FieldError, Position, Quarantined, Reason, Record
-from projector.checkpoints import Claim
-from projector.decisions import Decision
+from projector.checkpoints import Claim, Held
+from projector.decisions import Decision, DecisionsDue
 from projector.lately import LAST_RECORDS, Lately
 from projector.projection import Arrivals, Projected, by_stream, project
 from projector.read_model import ReadModel, RowsMissing
@@ -39,6 +39,7 @@ from projector.stream import (
     needs_parked,
     steps,
 )
+from projector.unwritten import Unwritten, is_well
 from schemas.events import Created
 from schemas.incoming import TYPE_OF
 
@@ -62,6 +63,8 @@ SESSION_OPTIONS = {
 
 Items = Mapping[str, list[Accepted | Quarantined]]
 Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
+# Streams whose rows are made at once when much is written: their rows take more memory than the streams do.
+WRITTEN_AT_ONCE = 10_000
 # SQLSTATE classes 22 and 23, and what the driver itself refuses to send.
 DATA_REFUSED = (psycopg.DataError, psycopg.IntegrityError)
 THE_WORLDS = (psycopg.Error, RowsMissing, *defects.THE_MACHINES)
@@ -70,6 +73,10 @@ THE_WORLDS = (psycopg.Error, RowsMissing, *defects.THE_MACHINES)
 def is_ours(error: Exception) -> bool:
     """Whether an error is a defect of ours that one event brings out, and not the state that the world is in."""
     return isinstance(error, DATA_REFUSED) or not isinstance(error, THE_WORLDS)
+
+
+class OneByOne(Exception):
+    """What was folded in memory cannot be written as it is: read it again from the checkpoints, batch by batch."""
 
 
 class TooManyFailing(Exception):
@@ -187,6 +194,94 @@ class Runner:
                 arrivals.by_stream[key] = left
             else:
                 del arrivals.by_stream[key]
+
+    def take(self, claims: Mapping[int, Claim], batch: Batch, unwritten: Unwritten) -> None:
+        """Fold a batch into ``unwritten`` and write nothing; afterwards it is in there, or nothing of it is.
+
+        Raises DecisionsDue when a decision takes effect inside the batch, TooManyFailing as ``project_batch`` does.
+        """
+        arrivals = by_stream(batch.items)
+        stored: dict[str, Stream] = {}
+        unknown: dict[str, int] = {}
+        for key, items in arrivals.by_stream.items():
+            if key in unwritten.items:
+                continue
+            stream = unwritten.stream(key) or self.recent.get(key)
+            if stream is None:
+                unknown[key] = items[0].record.position.partition
+            else:
+                stored[key] = stream
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            schema = self.read_model.schema
+            decisions.check_none_is_passed(cursor, schema, next(iter(claims.values())).topic, batch.next_offsets)
+            if unknown:
+                stored |= self.read_model.load(self.connection, unknown, self.decode, lambda _: False)
+        done = _Done(Counts())
+        kept: dict[str, list[Accepted | Quarantined]] = {}
+        for key, items in arrivals.by_stream.items():
+            if key not in stored or stored[key].has_parked:
+                kept[key] = items
+                continue
+            folded = fold(stored[key], items)
+            done.add(folded)
+            if not is_well(folded):
+                kept[key] = items
+        self.failing = self._failing_lately(batch.items, done)
+        unwritten.read_to(
+            {number: claims[number].next_offset for number in batch.next_offsets},
+            batch.next_offsets,
+            batch.leader_epochs,
+        )
+        for folded in done.streams:
+            if folded.before.key not in kept:
+                unwritten.add(folded)
+        for key, items in kept.items():
+            unwritten.keep(key, items)
+        unwritten.mark(arrivals.marks)
+
+    def write(self, claims: Mapping[int, Claim], unwritten: Unwritten) -> Counts:
+        """Write what was folded in memory and move its checkpoints, all or nothing; ``unwritten`` is empty then.
+
+        Raises FencingLost as ``project_batch`` does, and OneByOne when a decision, a hold, a record that had been set
+        aside before or a refusal of the database asks for smaller steps.
+        """
+        schema = self.read_model.schema
+        bounds = {n: (unwritten.first_offsets[n], end - 1) for n, end in unwritten.next_offsets.items()}
+        done = _Done(Counts(quarantined=len(unwritten.marks)))
+        self.recent.forget()  # older than what is about to be written
+        try:
+            with self.connection.transaction(), self.connection.cursor() as cursor:
+                checkpoints.move(cursor, schema, claims, unwritten.next_offsets, unwritten.leader_epochs)
+                topic = next(iter(claims.values())).topic
+                decisions.check_none_is_passed(cursor, schema, topic, unwritten.next_offsets)
+                if set_aside.known(cursor, schema, topic, bounds):
+                    raise OneByOne("records in here had been set aside when they were read before")
+                self._save_folded(unwritten.streams.values())
+                for stream in unwritten.streams.values():
+                    done.add(stream)
+                self._project(unwritten.items, done, again=True)
+                if unwritten.marks:
+                    set_aside.mark(cursor, schema, unwritten.marks)
+        except (DecisionsDue, Held) as error:
+            raise OneByOne(str(error)) from error
+        except BaseException:
+            self.recent.forget()
+            raise
+        self.recent.keep(done.streams)
+        _report(done.failed)
+        self._look_again(done, unwritten.marks)
+        unwritten.clear()
+        return done.counts
+
+    def _save_folded(self, streams: Iterable[FoldedStream]) -> None:
+        try:
+            waiting = iter(streams)
+            while some := list(islice(waiting, WRITTEN_AT_ONCE)):
+                self.read_model.save(self.connection, some, again=True)
+        except Exception as error:
+            if not is_ours(error):
+                raise
+            raise OneByOne(f"the rows are refused ({type(error).__name__})") from error
 
     def apply(self, claims: Mapping[int, Claim], decision: Decision) -> Counts:
         """Apply a decision whose effect offset is the next offset of its stream's partition, in one transaction.

@@ -56,6 +56,11 @@ def _database_error(error: BaseException) -> str | None:
     first_line = str(error).partition("\n")[0].strip()
     if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
         return "the database does not have the tables of rxstore: run `rxstore migrate` first"
+    if isinstance(error, errors.LockNotAvailable):
+        return (
+            "another session of the database holds what this needs, and does not let go of it: nothing was changed; "
+            "try again, and see 'rxstore diagnose' when it stays so"
+        )
     if isinstance(error, errors.InsufficientPrivilege):
         return f"the database refuses: {first_line}; check the user in RXSTORE_DATABASE_URL"
     if isinstance(error, OperationalError | InterfaceError):

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_SECONDS = 2.0
 WATCH_EVERY_SECONDS = 0.2
 NOTED_WITHIN_SECONDS = 10.0
+# What a worker holds besides what it has folded: libraries, a batch, the rows of a part of it, recent streams.
+OWN_MEGABYTES = 450
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +190,20 @@ def worker_options(settings: Settings, generation: Generation, log: Log, *, keep
         strict_check_character=meaning["RXSTORE_CHECK_CHARACTER"] == "strict",
         max_value_bytes=int(meaning["RXSTORE_MAX_VALUE_BYTES"]),
         batch_records=settings.batch_records,
+        build_bytes=build_bytes(settings) if generation.state in {"loading", "building"} else 0,
         session_timeout_ms=settings.session_timeout_ms,
         instance_id=settings.group_instance_id,
         keep_going=keep_going,
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
+
+
+def build_bytes(settings: Settings) -> int:
+    """How much of a worker's memory what it has folded may take; what it takes for itself is taken off."""
+    if not settings.build_memory_mb:
+        return 0
+    return max(settings.build_memory_mb - OWN_MEGABYTES, settings.build_memory_mb // 4) * 1_000_000
 
 
 @dataclass(slots=True)

@@ -71,6 +71,7 @@ class WorkerOptions:
     strict_check_character: bool
     max_value_bytes: int
     batch_records: int
+    build_bytes: int
     session_timeout_ms: int
     instance_id: str | None
     keep_going: bool
@@ -191,6 +192,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         connect=lambda: connect(options.database_url),
         owner=_owner(),
         batch_records=options.batch_records,
+        build_bytes=options.build_bytes,
         remembered_streams=REMEMBERED_STREAMS,
         stopping=stopping,
         keep_going=options.keep_going,

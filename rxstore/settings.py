@@ -194,6 +194,12 @@ SETTINGS = (
         whole_number(1, 100_000),
     ),
     Setting(
+        "RXSTORE_BUILD_MEMORY_MB",
+        "1024",
+        "the memory of a worker while it builds a generation; 0 builds it batch by batch",
+        whole_number(0, 1_000_000),
+    ),
+    Setting(
         "RXSTORE_MAX_VALUE_BYTES",
         "262144",
         "a record's value above this is set aside unread as too_large",
@@ -260,6 +266,7 @@ class Settings:
     group_instance_id: str | None
     session_timeout_ms: int
     batch_records: int
+    build_memory_mb: int
     max_value_bytes: int
     http_bind: Bind
     tls_certfile: Path | None

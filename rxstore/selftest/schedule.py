@@ -169,7 +169,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One seed. ``healed`` are streams that the log itself makes whole, with the events as they were meant."""
+    """One seed. ``healed`` are streams that the log itself makes whole, with the events as they were meant.
+
+    With ``build_bytes`` each worker begins as in a generation that is being built: it folds in memory while more than a
+    batch is left, and writes when so many bytes are full.
+    """
 
     seed: int
     partitions: int
@@ -178,6 +182,7 @@ class Schedule:
     stages: tuple[Stage, ...]
     strikes: tuple[Strike, ...]
     healed: dict[str, tuple[Event, ...]] = field(default_factory=dict)
+    build_bytes: int = 0
 
     @property
     def events(self) -> int:
@@ -189,6 +194,7 @@ class Schedule:
         yield (
             f"seed {self.seed}: {self.events} records in {self.partitions} partitions, {self.workers} workers, "
             f"batches of {self.batch_records}"
+            + (f", folded in memory up to {self.build_bytes:,} bytes" if self.build_bytes else "")
         )
         yield from (f"  strike: {strike}" for strike in self.strikes)
         for number, stage in enumerate(self.stages):
@@ -211,6 +217,7 @@ def schedule_of(seed: int) -> Schedule:
         stages=stages,
         strikes=_strikes(seed, random),
         healed=healed,
+        build_bytes=random.choice([0, 100_000, 10_000_000]),
     )
 
 

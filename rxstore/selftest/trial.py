@@ -61,6 +61,7 @@ DELETED = TYPE_OF[Deleted].encode()
 MOST_WORKERS_AT_ONCE = 4
 READ_TIMEOUT_MS = 1_000
 READ_PATIENCE_SECONDS = 30.0
+UNDO_PATIENCE_SECONDS = 60.0
 # How much longer than the session time-out a worker stands still.
 BEYOND_TIMEOUT_SECONDS = 0.7
 OPERATOR = "rxstore selftest"
@@ -286,7 +287,10 @@ class Trial:
         with store.engine(self.settings) as engine:
             generation = store.live_generation(engine)
         self.options = replace(
-            worker_options(self.settings, generation, log, keep_going=False), log_level="error", instance_id=None
+            worker_options(self.settings, generation, log, keep_going=False),
+            build_bytes=self.schedule.build_bytes,
+            log_level="error",
+            instance_id=None,
         )
         for _ in range(self.wanted):
             self._start()
@@ -483,10 +487,25 @@ class Trial:
             for number, key in rows
             if random.random() < act.share and key not in excepted and act.stream in {None, key}
         ]
-        with desk(self.settings) as sitting:
-            for number in chosen[:MOST_UNDONE_AT_ONCE]:
-                self.refolded += sitting.undo(number, who=OPERATOR) is not None
+        for number in chosen[:MOST_UNDONE_AT_ONCE]:
+            self._undo_one(number)
         return len(chosen[:MOST_UNDONE_AT_ONCE])
+
+    def _undo_one(self, number: int) -> None:
+        """Undo a decision, again while a worker that is frozen inside a transaction holds the partition's checkpoint.
+
+        The operator is told then that nothing was changed; meanwhile frozen workers go on when their time has come.
+        """
+        until = time.monotonic() + UNDO_PATIENCE_SECONDS
+        while True:
+            try:
+                with desk(self.settings) as sitting:
+                    self.refolded += sitting.undo(number, who=OPERATOR) is not None
+                return
+            except psycopg.errors.LockNotAvailable:
+                if time.monotonic() > until:
+                    raise Stuck(f"decision {number} could not be undone") from None
+            self._watch()
 
     # the log ----------------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from projector import checkpoints, decisions, set_aside
 from projector.batch import Position, Quarantined, Record
 from projector.checkpoints import FencingLost
-from projector.decisions import Decision
+from projector.decisions import Decision, DecisionsDue
 from projector.projection import by_stream
 from projector.read_model import ReadModel
 from projector.refold import refold
-from projector.runner import connect
+from projector.runner import Batch, OneByOne, connect
 from projector.stream import Arrival, Retry, SetAside, Skip, Stream, fold
+from projector.unwritten import Unwritten
 from rxstore.generator import lifecycles
 from tests import examples
 from tests.integration.projecting import (
@@ -279,6 +280,40 @@ class Interleaving(RuleBasedStateMachine):
             with self.may_be_fenced(one):
                 one.project(poll)
                 one.claims = believed
+                one.runner.recent.forget()
+
+    @rule(
+        who=st.integers(0, WORKERS - 1),
+        sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+        statements=st.none() | st.integers(0, STATEMENTS_OF_A_BATCH),
+        meanwhile=st.sampled_from(["nothing", "overtaken", "decided"]),
+    )
+    def build(self, who: int, sizes: list[int], statements: int | None, meanwhile: str) -> None:
+        """Fold several polls in memory, then write them at once, unless something in between forbids it."""
+        one = self.workers[who]
+        unwritten = Unwritten()
+        with self.may_be_fenced(one), killed_after(1000 if statements is None else statements):
+            begun = dict(one.claims)
+            try:
+                for size in sizes:
+                    reached = {n: begun[n].moved_to(unwritten.next_offsets.get(n, begun[n].next_offset)) for n in begun}
+                    one.claims = reached
+                    poll = self.poll(one, size)
+                    one.claims = dict(begun)
+                    if poll:
+                        ends = {record.position.partition: record.position.offset + 1 for record in poll}
+                        one.runner.take(begun, Batch([DECODE(record) for record in poll], ends), unwritten)
+                if meanwhile == "overtaken":
+                    self.claim((who + 1) % WORKERS, set(begun))
+                    self.project((who + 1) % WORKERS, 3)
+                elif meanwhile == "decided":
+                    self.decide(sum(sizes), skip=True)
+                    self.apply((who + 1) % WORKERS)
+                offsets = dict(unwritten.next_offsets)
+                if unwritten:
+                    one.runner.write(begun, unwritten)
+                    one.claims = {n: claim.moved_to(offsets.get(n, claim.next_offset)) for n, claim in begun.items()}
+            except (OneByOne, DecisionsDue):
                 one.runner.recent.forget()
 
     # operators --------------------------------------------------------------------------------------------------------
