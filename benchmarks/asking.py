@@ -53,7 +53,7 @@ def main(prescriptions: int, requests: int, clients: int, workers: int, as_json:
                     "SELECT stream_key, prescription_id, nhs_number FROM rxstore.prescription "
                     "WHERE kind = 'created' ORDER BY stream_key"
                 ).fetchall()
-            with _serving(store, workers) as address:
+            with serving(store, workers) as address:
                 rows = _measure(store, address, known, requests, clients)
                 statements = _statements(store, address, known)
     for row in rows:
@@ -173,7 +173,7 @@ def _committed(store: Store) -> int:
 
 
 @contextmanager
-def _serving(store: Store, workers: int) -> Iterator[str]:
+def serving(store: Store, workers: int) -> Iterator[str]:
     address = f"127.0.0.1:{embedded.free_port()}"
     process = store.start("serve", "--insecure", "--bind", address, "--workers", str(workers), RXSTORE_NOW=NOW)
     try:

@@ -351,8 +351,15 @@ class Worker:
                 self._wait(consumer, error)
                 self._of_claims(consumer, assignment, Batch((), {}))
             else:
-                metrics.BATCH_SECONDS.observe(time.monotonic() - started)
+                seconds = time.monotonic() - started
+                metrics.BATCH_SECONDS.observe(seconds)
                 self._projected(consumer, Batch((), offsets), counts)
+                log.info(
+                    "wrote what %d events made, folded in memory, in %.1f s",
+                    counts.folded,
+                    seconds,
+                    extra={"action": "built"},
+                )
                 return
             if self.stopping.is_set():
                 return
@@ -439,7 +446,8 @@ class Worker:
             waiting = decisions.waiting(self._connection(), self.read_model.schema, self.topic, self._claims)
             new = [decision for decision in waiting if decision.number is None]
             if new:
-                decisions.give_effect(self._connection(), new)
+                with suppress(psycopg.errors.LockNotAvailable):  # the next look is a second away
+                    decisions.give_effect(self._connection(), new)
                 waiting = decisions.waiting(self._connection(), self.read_model.schema, self.topic, self._claims)
             for decision in waiting:
                 place, reached = decision.effect_offset, self._claims[decision.stream_partition].next_offset

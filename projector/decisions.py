@@ -15,6 +15,7 @@ from psycopg import Connection, Cursor
 
 from projector.batch import Position
 
+PATIENCE_MS = 500
 # The states of generations that are fed.
 ACTIVE = ("building", "ready", "live", "previous")
 
@@ -93,9 +94,13 @@ def give_effect(connection: Connection[Any], decisions: Sequence[Decision]) -> N
     The checkpoint rows are written, not only locked: a batch that is under way in another generation then fails its
     comparison of snapshots and looks again, instead of passing the offset unseen. The lock on the register comes before
     the snapshot, so that a generation which is being registered is either seen or waits.
+
+    Raises LockNotAvailable when another generation's checkpoint is being written for longer than a moment, as when a
+    build writes what it folded in memory: try again then, rather than let all else wait for it.
     """
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute("LOCK TABLE rxstore.generation IN ROW SHARE MODE")
+        cursor.execute(f"SET LOCAL lock_timeout = '{PATIENCE_MS}ms'")
         cursor.execute("SELECT name FROM rxstore.generation WHERE state = ANY(%s) ORDER BY name", (list(ACTIVE),))
         names = [row[0] for row in cursor.fetchall()]
         for decision in decisions:

@@ -201,9 +201,8 @@ def worker_options(settings: Settings, generation: Generation, log: Log, *, keep
 
 def build_bytes(settings: Settings) -> int:
     """How much of a worker's memory what it has folded may take; what it takes for itself is taken off."""
-    if not settings.build_memory_mb:
-        return 0
-    return max(settings.build_memory_mb - OWN_MEGABYTES, settings.build_memory_mb // 4) * 1_000_000
+    megabytes = settings.build_memory_mb
+    return int(max(megabytes - OWN_MEGABYTES, megabytes / 4) * 1_000_000)
 
 
 @dataclass(slots=True)

@@ -287,6 +287,24 @@ def test_decisions_made_while_a_generation_is_being_built_come_out_the_same_in_b
     assert rows(migrated_database_url, "rx_g2") == rows(migrated_database_url, SCHEMA)
 
 
+def test_nobody_waits_for_long_for_the_checkpoint_that_a_build_is_writing(migrated_database_url, dirty_log):
+    stage(migrated_database_url)
+    project_all(migrated_database_url, dirty_log, seed=1, largest=60)
+    assert decide(migrated_database_url, Random(1), 0.1) > 0
+    with (
+        worker(migrated_database_url) as live,
+        worker(migrated_database_url, schema="rx_g2"),
+        psycopg.connect(migrated_database_url) as writing,
+    ):
+        writing.execute("UPDATE rx_g2.checkpoint SET moved_at = now()")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            live.apply_decisions()
+        writing.commit()
+        live.apply_decisions()
+    with psycopg.connect(migrated_database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM rxstore.decision WHERE number IS NULL").fetchone() == (0,)
+
+
 def test_places_of_decisions_rise_though_the_generation_that_was_furthest_has_gone(migrated_database_url, dirty_log):
     stage(migrated_database_url)
     with worker(migrated_database_url) as live, worker(migrated_database_url, schema="rx_g2", log=dirty_log) as builder:
