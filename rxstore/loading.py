@@ -6,6 +6,7 @@ killed, a load goes on where its checkpoints stand.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,7 +34,8 @@ from projector.decisions import DecisionsDue
 from projector.generations import Generation
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
-from projector.runner import Batch, Lookup, Runner, TooManyFailing, connect
+from projector.runner import Batch, Lookup, OneByOne, Runner, TooManyFailing, connect
+from projector.unwritten import Unwritten
 from rxstore import logs
 from rxstore.errors import Refused, ServerUnavailable, explained
 from rxstore.fleet import REMEMBERED_STREAMS, WorkerOptions, collect_garbage_rarely, make_reader
@@ -41,6 +43,8 @@ from rxstore.progress import Progress
 from rxstore.store import Log
 
 LOOK_EVERY_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
 
 
 def check(archive: Archive, log: Log) -> dict[int, int]:
@@ -139,7 +143,7 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
                 first=archive.first_offset(partition) or 0,
             )
             try:
-                _Loading(runner, claim).load(archive, options.batch_records)
+                _Loading(runner, claim).load(archive, options.batch_records, options.build_bytes)
             except (ArchiveBroken, FencingLost, TooManyFailing) as error:
                 print(f"rxstore: {error}", file=sys.stderr, flush=True)
                 sys.exit(Refused.exit_code)
@@ -171,9 +175,16 @@ class _Loading:
 
     runner: Runner
     claim: Claim
+    unwritten: Unwritten = field(default_factory=Unwritten)
 
-    def load(self, archive: Archive, batch_records: int) -> None:
+    def load(self, archive: Archive, batch_records: int, build_bytes: int) -> None:
         end = archive.next_offset(self.claim.partition) or 0
+        if build_bytes:
+            try:
+                self._build(archive, batch_records, build_bytes)
+            except OneByOne as error:
+                log.info("reading again, batch by batch: %s", error, extra={"action": "one_by_one"})
+                self.unwritten.clear()
         records = archive.records(self.claim.partition, self.claim.next_offset)
         for batch in _batches(records, batch_records):
             self._project(batch, batch[-1].position.offset + 1)
@@ -181,10 +192,40 @@ class _Loading:
             self._project([], end)
         self._apply_decisions()
 
+    def _build(self, archive: Archive, batch_records: int, build_bytes: int) -> None:
+        """Fold in memory, and write when that is full and at the end."""
+        number = self.claim.partition
+        for records in _batches(archive.records(number, self.claim.next_offset), batch_records):
+            batch = self._decoded(records, records[-1].position.offset + 1)
+            while batch.next_offsets:
+                try:
+                    self.runner.take({number: self.claim}, batch, self.unwritten)
+                except DecisionsDue as due:
+                    reached = self.unwritten.next_offsets.get(number, self.claim.next_offset)
+                    before, batch = batch.cut(due.offsets, {number: self.claim.moved_to(reached)})
+                    if before.next_offsets:
+                        self.runner.take({number: self.claim}, before, self.unwritten)
+                    self._write()
+                    self._apply_decisions()
+                else:
+                    break
+            if self.unwritten.size >= build_bytes:
+                self._write()
+        self._write()
+
+    def _write(self) -> None:
+        if self.unwritten:
+            offset = self.unwritten.next_offsets[self.claim.partition]
+            self.runner.write({self.claim.partition: self.claim}, self.unwritten)
+            self.claim = self.claim.moved_to(offset)
+
+    def _decoded(self, records: Sequence[Record], next_offset: int) -> Batch:
+        return Batch([self.runner.decode(record) for record in records], {self.claim.partition: next_offset})
+
     def _project(self, records: Sequence[Record], next_offset: int) -> None:
         """Project a batch, cut where a decision takes effect."""
         number = self.claim.partition
-        batch = Batch([self.runner.decode(record) for record in records], {number: next_offset})
+        batch = self._decoded(records, next_offset)
         while batch.next_offsets:
             claims = {number: self.claim}
             try:

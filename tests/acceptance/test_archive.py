@@ -110,7 +110,7 @@ def test_a_load_that_was_killed_goes_on_where_it_was(system):
     system.project()
     exported_files(system)
     stage = ("rebuild", "stage", "--archive", "archive", "--workers", "1")
-    with system.running(*stage, RXSTORE_BATCH_RECORDS="1") as loading:
+    with system.running(*stage, RXSTORE_BATCH_RECORDS="1", RXSTORE_BUILD_MEMORY_MB="1") as loading:
         eventually(lambda: loaded(system) > 0)
         loading.kill()
         loading.wait()
