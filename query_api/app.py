@@ -8,6 +8,7 @@ import falcon
 import orjson
 from sqlalchemy import Engine
 
+from query_api import problems
 from query_api.database import Questions
 from query_api.errors import TrackerErrors
 from query_api.health import Live, ReadinessQuestions, Ready
@@ -40,7 +41,7 @@ def routes(questions: ApiQuestions, settings: ApiSettings, *, history: History |
     """The API over anything that answers its questions."""
     waiting = Waiting(questions)
     metrics = Metrics()
-    app: Api = falcon.App(middleware=[Observed(metrics), OnlyGet()])
+    app: Api = falcon.App(middleware=[Observed(metrics), NotStored(), OnlyGet()])
 
     app.add_route(SEARCH, Prescriptions(questions, settings, waiting))
     app.add_route(RETRIEVE, Prescription(questions, settings, waiting))
@@ -51,6 +52,7 @@ def routes(questions: ApiQuestions, settings: ApiSettings, *, history: History |
     app.add_route("/health/ready", Ready(questions, settings))
     app.add_route("/metrics", MetricsPage(metrics))
     app.add_route("/openapi.json", OpenApi())
+    app.add_sink(no_such_path)
 
     errors = TrackerErrors({SEARCH: search_failure, RETRIEVE: retrieve_failure})
     app.add_error_handler(Exception, errors.unexpected)
@@ -68,6 +70,20 @@ class OnlyGet:
         """Refuse what is not GET on a path that exists."""
         if req.method != "GET":
             raise falcon.HTTPMethodNotAllowed(["GET"])
+
+
+class NotStored:
+    """No answer is kept by anybody on the way, errors included: nearly all of them are about patients."""
+
+    def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
+        """Say so where nobody did."""
+        if resp.get_header("Cache-Control") is None:
+            resp.cache_control = ["no-store"]
+
+
+def no_such_path(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:  # noqa: ANN401 - none
+    """Answer what has no route; the path is not repeated, since it may name a patient."""
+    raise problems.unknown("There is no such path here: /openapi.json lists those that there are.")
 
 
 class OpenApi:

@@ -17,6 +17,8 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
+from gunicorn.http.wsgi import Response
 from prometheus_client.multiprocess import mark_process_dead
 
 from query_api.app import Api
@@ -95,6 +97,14 @@ class QuietLogger(Logger):  # type: ignore[misc]
         super().error("%s: %s", what, "unknown" if error is None else outline(error))
 
 
+class _NoBanner(Response):  # type: ignore[misc]
+    """gunicorn's response without the line that says what serves."""
+
+    def default_headers(self) -> list[str]:
+        """Return the headers that every response has."""
+        return [line for line in super().default_headers() if not line.startswith("Server:")]
+
+
 class _Server(BaseApplication):  # type: ignore[misc]
     def __init__(self, app_factory: Callable[[], Api], bind: str, workers: int, threads: int) -> None:
         self._app_factory = app_factory
@@ -125,6 +135,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set("control_socket_disable", True)
 
     def load(self) -> Api:
+        wsgi.Response = _NoBanner  # there is no setting for it
         return self._app_factory()
 
 

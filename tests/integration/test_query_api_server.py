@@ -47,6 +47,12 @@ class Served:
         with closing(connection), connection.getresponse() as response:
             return response.read().decode()
 
+    def headers(self, path):
+        connection = HTTPConnection(LOOPBACK, self.port, timeout=30)
+        connection.request("GET", path)
+        with closing(connection), connection.getresponse() as response:
+            return {name.lower(): value for name, value in response.getheaders()}
+
     def send_what_is_no_http(self):
         with socket.create_connection((LOOPBACK, self.port), timeout=30) as connection:
             connection.sendall(f"GET /mm/prescriptions?nhsNumber={NHS} NONSENSE/9\r\n\r\n".encode())
@@ -96,6 +102,13 @@ def test_a_server_answers_counts_and_stops(served):
     assert "a request that is no valid HTTP was refused" in log
     assert NHS not in log
     assert ID not in log
+
+
+def test_no_answer_says_what_serves_and_none_may_be_stored(served):
+    for path in ("/health/live", "/metrics", "/openapi.json", f"/mm/prescriptions?nhsNumber={NHS}", "/nowhere"):
+        headers = served.headers(path)
+        assert headers["cache-control"] == "no-store", path
+        assert "server" not in headers, path
 
 
 def test_a_server_stops_on_ctrl_c(served):

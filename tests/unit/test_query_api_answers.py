@@ -259,6 +259,14 @@ def test_an_unknown_path_is_not_found(path):
     assert client().simulate_get(path).status_code == 404
 
 
+def test_an_unknown_path_is_told_where_the_known_ones_are_and_not_repeated():
+    result = client().simulate_get("/mm/prescription/9912003489")
+
+    assert "/openapi.json" in result.json["description"]
+    assert "9912003489" not in result.text
+    assert result.headers["Cache-Control"] == "no-store"
+
+
 # Errors
 
 
