@@ -25,6 +25,9 @@ OTHERS = {
 }
 
 
+SELDOM_SECONDS = 60.0
+
+
 class TextFormatter(logging.Formatter):
     """``2026-03-01T09:00:00.000Z INFO ingest.consumer: message (action=rejoin)``."""
 
@@ -67,11 +70,35 @@ class StderrHandler(logging.Handler):
             self.handleError(record)
 
 
+class Seldom(logging.Filter):
+    """Lets a line of the broker client pass once a minute from each place in its code.
+
+    While a broker is away it says the same with each attempt, several times a second; what the worker does about it,
+    the worker says itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this line is to be written."""
+        if not record.name.startswith("kafka"):
+            return True
+        place = (record.name, record.lineno)
+        last = self._passed.get(place)
+        if last is not None and 0 <= record.created - last < SELDOM_SECONDS:
+            return False
+        self._passed[place] = record.created
+        return True
+
+
 def configure(level_name: str, log_format: str) -> None:
     """Sends what this process logs to stderr; takes the values of RXSTORE_LOG_LEVEL and RXSTORE_LOG_FORMAT."""
     as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
     handler = StderrHandler()
     handler.setFormatter(json_formatter() if as_json else TextFormatter())
+    handler.addFilter(Seldom())
     level = logging.getLevelNamesMapping()[level_name.upper()]
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, least in OTHERS.items():
