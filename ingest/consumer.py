@@ -21,6 +21,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, 
 from ingest import log_identity, metrics
 from ingest.assignment import Assignment
 from ingest.lookup import Lookup, record_of
+from ingest.pacing import Pace
 from ingest.readability import Readability
 from ingest.retry import Backoff
 from projector import checkpoints, decisions, set_aside
@@ -75,11 +76,15 @@ class Worker:
     _claims: dict[int, Claim] = field(default_factory=dict)
     _readability: Readability = field(default_factory=Readability)
     _backoff: Backoff = field(default_factory=Backoff)
+    _pace: Pace = field(init=False)
     _runner: Runner | None = None
     _ends: tuple[Any, dict[int, int]] | None = None
     _known_ends: dict[int, int] = field(default_factory=dict)
     _ends_asked_at: float = 0.0
     _committed_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.read_model)
 
     def run(self) -> None:
         """Project until asked to stop; TopicMismatch when the topic is not what the generation was built from."""
@@ -111,6 +116,7 @@ class Worker:
     def _consume(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
         while not self.stopping.is_set():
             self._follow(consumer, assignment)
+            self._keep_pace()
             polled = self._poll(consumer)
             self._follow(consumer, assignment)
             batch = self._batch(consumer, polled)
@@ -126,11 +132,23 @@ class Worker:
             with suppress(OneByOne):
                 self._write(consumer, assignment)
 
-    def _poll(self, consumer: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
+    def _keep_pace(self) -> None:
+        """Ask about once a second how fast this may go, and say how far it is. Nothing fails because of it."""
+        if not self._claims or not self._pace.is_due():
+            return
         try:
-            polled: dict[TopicPartition, list[Any]] = consumer.poll(
-                timeout_ms=POLL_TIMEOUT_MS, max_records=self.batch_records
-            )
+            self._pace.look(self._connection(), self._claims)
+        except psycopg.Error as error:
+            log.warning("could not look how fast to go: %s", _without_data(error), extra={"action": "pace"})
+
+    def _poll(self, consumer: KafkaConsumer) -> Mapping[TopicPartition, Sequence[Any]]:
+        room = self._pace.room(self.batch_records) if self._claims else self.batch_records
+        if not room:
+            self._stand_still(consumer, self._pace.wait())
+            return {}
+        try:
+            polled: dict[TopicPartition, list[Any]] = consumer.poll(timeout_ms=POLL_TIMEOUT_MS, max_records=room)
+            self._pace.took(sum(map(len, polled.values())))
         except LOG_IS_GONE:
             raise
         except KafkaError as error:
@@ -417,6 +435,7 @@ class Worker:
 
     def _projected(self, consumer: KafkaConsumer, batch: Batch, counts: Counts) -> None:
         self._backoff.reset()
+        self._pace.passed(batch)
         self.counts.add(counts)
         for outcome in ("folded", "duplicates", "parked", "quarantined", "repaired"):
             metrics.EVENTS.labels(self.read_model.generation, outcome.removesuffix("s")).inc(getattr(counts, outcome))
@@ -554,6 +573,9 @@ class Worker:
         metrics.RETRIES.labels(type(error).__name__).inc()
         pause = self._backoff.next_pause()
         log.warning("waiting %.1f s and trying again: %s", pause, _without_data(error), extra={"action": "retry"})
+        if self._runner is not None and not self._runner.connection.closed:
+            with suppress(psycopg.Error):
+                self._pace.waits(self._runner.connection, self._claims, _without_data(error))
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._runner is not None:
             # This server is no primary (any more): a new session may find the one that is.
             self._runner.connection.close()

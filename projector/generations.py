@@ -52,6 +52,7 @@ class Generation:
     topic_id: str | None
     partitions: int | None
     registered_at: datetime
+    throttle: str | None = None
 
     @property
     def schema(self) -> str:
@@ -248,4 +249,5 @@ def _loaded(row: Any) -> Generation:  # noqa: ANN401 - a row's mapping
         topic_id=row["topic_id"],
         partitions=row["partitions"],
         registered_at=row["registered_at"],
+        throttle=row["throttle"],
     )

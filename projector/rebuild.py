@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 
 from projector import generations, tables
 from projector.generations import MIGRATION_LOCK, Generation
@@ -255,6 +255,7 @@ def drop(connection: Connection, generation: Generation) -> None:
     in_state(connection, generation.name, "abandoned", "retired")
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
     connection.execute(text(f"DROP SCHEMA IF EXISTS {generation.schema} CASCADE"))
+    connection.execute(delete(tables.progress).where(tables.progress.c.generation == generation.name))
 
 
 def left_standing(connection: Connection) -> list[Generation]:

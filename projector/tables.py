@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     Date,
     DateTime,
+    Double,
     Identity,
     Index,
     Integer,
@@ -64,6 +65,10 @@ generation = Table(
     Column("promoted_at", INSTANT),
     # The views as the version that made it shows them: another version can then point back at it.
     Column("views", JSONB, nullable=False, server_default=text("'{}'")),
+    # How fast it may be built: what was asked for (a number or auto), and what that is now, in events a second.
+    Column("throttle", Text),
+    Column("throttle_rate", Integer),
+    Column("throttle_p99_ms", Double),
     Index("generation_live_ix", "state", unique=True, postgresql_where=text("state = 'live'")),
 )
 
@@ -78,6 +83,20 @@ generation_history = Table(
     Column("done_at", INSTANT, nullable=False, server_default=text("clock_timestamp()")),
     Column("details", JSONB, nullable=False),
     Index("generation_history_generation_ix", "generation"),
+)
+
+# How far the workers of a build say that they are, about once a second. It is here and not in the generation's own
+# checkpoint, whose shape is part of its definition: another column there would be another generation.
+progress = Table(
+    "progress",
+    CONTROL,
+    Column("generation", Text, primary_key=True),
+    Column("partition_number", Integer, primary_key=True),
+    Column("session", Integer, nullable=False),
+    Column("event_time", INSTANT),
+    Column("events_per_second", Double, nullable=False),
+    Column("trouble", Text),
+    Column("noted_at", INSTANT, nullable=False),
 )
 
 # What operators decided about set-aside records: the second truth beside the topic (docs/architecture.md). The

@@ -28,7 +28,9 @@ STATEMENT_TIMEOUT_MS = 3_000
 POOL_TIMEOUT_SECONDS = 5
 
 
-def read_only_engine(url: str, *, role: str | None = None, pool_size: int = 8) -> Engine:
+def read_only_engine(
+    url: str, *, role: str | None = None, pool_size: int = 8, application_name: str = "rxstore-api"
+) -> Engine:
     """An engine whose every statement is a transaction of its own, reads only and ends after a few seconds.
 
     With ``role`` it can do no more than that role, whoever logs in. Parameters are hidden from errors: they name
@@ -53,7 +55,7 @@ def read_only_engine(url: str, *, role: str | None = None, pool_size: int = 8) -
             **parsed,
             "options": f"{given} {ours}".lstrip(),
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "rxstore-api",
+            "application_name": application_name,
         },
     )
 

@@ -26,6 +26,7 @@ from projector.stream import Counts
 from rxstore import store
 from rxstore.errors import Refused, RxstoreError, ServerUnavailable
 from rxstore.fleet import Fleet, WorkerOptions
+from rxstore.probing import Prober
 from rxstore.settings import Settings
 from rxstore.store import Log
 
@@ -69,6 +70,10 @@ class Feeder:
     _left_out: dict[str, str] = field(default_factory=dict)
     _stopped: dict[str, str] = field(default_factory=dict)
     _looked_at: float = 0.0
+    _prober: Prober = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._prober = Prober(self.settings, self.engine)
 
     def start(self) -> None:
         """Start feeding; Refused, or ServerUnavailable, when there is no generation that may be fed."""
@@ -117,6 +122,7 @@ class Feeder:
 
     def stop(self) -> None:
         """Stop all workers between two batches."""
+        self._prober.stop()
         for name in list(self.fed):
             self._stop(name)
 
@@ -136,6 +142,7 @@ class Feeder:
             for generation in active.values():
                 if generation.state == "building" and generation.name in self.fed:
                     rebuild.note_ready(connection, generation, who=store.somebody())
+        self._prober.follow(active[name] for name in self.fed)
         if not self.fed:
             raise Refused("no generation is left that this version may feed: see 'rxstore status'")
 

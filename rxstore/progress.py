@@ -5,8 +5,10 @@ Nothing is shown of what takes less than two seconds.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 SILENT_S = 2.0
 LINE_EVERY_S = 5.0
 LOOK_EVERY_S = 0.1
+DRAW_EVERY_S = 1.0
+ALL_EVERY_S = 30.0
 
 
 class Progress:
@@ -76,6 +80,53 @@ class Progress:
             return line
         left = max(0.0, self.total - self.done) / self.rate
         return f"{line}, {min(99, 100 * self.done / self.total):.0f} %, about {duration(left)} left"
+
+
+class Board(Progress):
+    """A progress that is told in lines: all of them, drawn again every second, on a terminal.
+
+    Elsewhere the first line comes every five seconds, and the others every half minute.
+    """
+
+    def __init__(self, label: str, unit: str, lines: Callable[[], Sequence[str]]) -> None:
+        super().__init__(label, unit)
+        self._lines = lines
+        self._drawn = 0
+        self._all_at = 0.0
+
+    def __enter__(self) -> Self:
+        self._started_at = time.monotonic()
+        self._line_at = self._all_at = self._started_at + SILENT_S
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take away what is drawn on a terminal, so that something else can be said there."""
+        if self._drawn:
+            sys.stderr.write(f"\x1b[{self._drawn}F\x1b[J")
+            sys.stderr.flush()
+            self._drawn = 0
+
+    def _show(self, now: float) -> None:
+        if now < self._line_at:
+            return
+        is_terminal = sys.stderr.isatty()
+        self._line_at = now + (DRAW_EVERY_S if is_terminal else LINE_EVERY_S)
+        first, *others = self._lines()
+        told = [f"{self.label}: {first.strip()}"]
+        if is_terminal or now >= self._all_at:
+            self._all_at = now + ALL_EVERY_S
+            told += others
+        if is_terminal:
+            size = shutil.get_terminal_size()
+            told = [line[: size.columns - 1] for line in told][: size.lines - 1]
+            self.clear()
+            self._drawn = len(told)
+        print("\n".join(told), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

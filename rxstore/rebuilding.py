@@ -10,21 +10,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from kafka.errors import KafkaError
 from psycopg import errors
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from ingest.archive import Archive
-from projector import generations, rebuild
+from projector import building, generations, rebuild
 from projector import verify as verifying
 from projector.generations import Generation, NotMigrated
 from projector.rebuild import AnotherRuns, WrongState
 from projector.verify import Comparison, NotTogether
-from rxstore import loading, store
+from rxstore import headway, loading, store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.feeding import worker_options
-from rxstore.progress import Progress
+from rxstore.headway import Headway
+from rxstore.progress import Board
 from rxstore.settings import Settings
+from rxstore.store import Log
 
 Done = TypeVar("Done")
 Say = Callable[[str], None]
@@ -39,13 +42,6 @@ LONGEST_PAUSE_SECONDS = 1.0
 LOOK_EVERY_SECONDS = 0.5
 STANDS_STILL_AFTER_SECONDS = 5.0
 
-BLOCKED = """
-SELECT pid, (pg_blocking_pids(pid))[1] AS by FROM pg_stat_activity
- WHERE application_name = 'rxstore-projector' AND datname = current_database()
-   AND cardinality(pg_blocking_pids(pid)) > 0
- LIMIT 1
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Lag:
@@ -54,6 +50,7 @@ class Lag:
     generation: Generation
     events: int
     ready: bool
+    log: Log
 
     def as_json(self) -> dict[str, Any]:
         """Return one object for a script."""
@@ -67,12 +64,13 @@ def stage(
     archive: Archive | None = None,
     *,
     keep_decisions: bool = False,
+    throttle: str | None = None,
 ) -> Generation:
     """Register a generation of this version, of the settings and the topic as they are now, and make its schema.
 
     With an archive it begins where that begins and is not fed until ``load`` is done with it; one that was stopped
     while it was loading is returned again. Decisions name offsets, so they hold for the same topic, and for another
-    one only with ``keep_decisions``.
+    one only with ``keep_decisions``. ``throttle`` is a number of events a second, or ``auto``.
     """
     log = store.describe_log(settings)
     live = store.live_generation(engine)
@@ -86,7 +84,7 @@ def stage(
 
     def step(connection: Connection) -> Generation:
         if archive is not None and (begun := rebuild.being_loaded(connection, name)) is not None:
-            return begun
+            return begun if throttle is None else _throttle(connection, begun.name, throttle)
         chosen = name or rebuild.next_name(connection)
         rebuild.stage(
             connection,
@@ -99,6 +97,8 @@ def stage(
             state="building" if archive is None else "loading",
             keep_decisions=keep_decisions and not is_same,
         )
+        if throttle is not None:
+            _throttle(connection, chosen, throttle)
         return rebuild.in_state(connection, chosen, *rebuild.CANDIDATE)
 
     with _refusing(), rebuild.alone(engine):
@@ -126,57 +126,59 @@ def lag(settings: Settings, engine: Engine, name: str) -> Lag:
     events = sum(
         max(0, end - reached.get(str(number), log.first_offsets[number])) for number, end in log.end_offsets.items()
     )
-    return Lag(generation, events, ready)
+    return Lag(generation, events, ready, log)
 
 
 def wait(settings: Settings, engine: Engine, name: str | None, *, max_lag: int, timeout: float | None, say: Say) -> Lag:
     """Wait until a generation is ready and within a lag; return where it is then, or when time is up.
 
-    Says why when it does not move.
+    Says what keeps it when that has lasted a while. Brokers that go away meanwhile are waited for.
     """
     with _refusing(), engine.connect() as connection:
         chosen = name or rebuild.candidate(connection).name
         rebuild.in_state(connection, chosen, "building", "ready", "live", "previous")
     until = None if timeout is None else time.monotonic() + timeout
     found = lag(settings, engine, chosen)
-    moved_at, told = time.monotonic(), None
-    with Progress(f"build {chosen}", "events", found.events) as progress:
-        first = found.events
+    now = _headway(engine, found)
+    causes, since = now.kinds, time.monotonic()
+    told: list[str] = []
+    with Board(f"build {chosen}", "events", lambda: headway.lines(now)) as board:
         while not (found.ready and found.events <= max_lag):
             if until is not None and time.monotonic() >= until:
                 break
             time.sleep(LOOK_EVERY_SECONDS)
-            found = lag(settings, engine, chosen)
+            unreachable = None
+            try:
+                found = lag(settings, engine, chosen)
+            except (ServerUnavailable, KafkaError) as error:
+                unreachable = str(error) or type(error).__name__
             with _refusing(), engine.connect() as connection:
                 rebuild.in_state(connection, chosen, "building", "ready", "live", "previous")
-            if (done := first - found.events) > progress.done:
-                moved_at = time.monotonic()
-            progress.advance(max(0, done - progress.done))
-            if found.events and time.monotonic() - moved_at > STANDS_STILL_AFTER_SECONDS:
-                cause = why_still(engine, found.generation)
-                if cause != told:
-                    say(f"{chosen} does not move: {cause}")
-                    told = cause
+            now = _headway(engine, found, unreachable)
+            board.advance(0)
+            if now.kinds != causes:
+                causes, since = now.kinds, time.monotonic()
+            if causes not in ([], told) and time.monotonic() - since >= STANDS_STILL_AFTER_SECONDS:
+                board.clear()
+                say(f"{chosen}: {now.why}")
+                told = causes
     return found
 
 
-def why_still(engine: Engine, generation: Generation) -> str:
-    """Name what keeps a generation's checkpoints from moving, as far as the database knows."""
+def _headway(engine: Engine, found: Lag, unreachable: str | None = None) -> Headway:
     with engine.connect() as connection:
-        claimed, held = connection.execute(
-            text(
-                "SELECT count(*) FILTER (WHERE epoch > 0), count(*) FILTER (WHERE hold_until > clock_timestamp()) "
-                f"FROM {generation.schema}.checkpoint"
-            )
-        ).one()
-        blocked = connection.execute(text(BLOCKED)).first()
-    if not claimed:
-        return "no projector has taken its partitions: run 'rxstore project' of this version, or look at its log"
-    if blocked is not None:
-        return f"session {blocked.pid} of a projector waits for a lock that session {blocked.by} holds"
-    if held:
-        return "it is held for a comparison"
-    return "its projectors have stopped, or wait for the brokers: look at their logs ('action=retry')"
+        return headway.look(connection, found.generation, found.log, unreachable)
+
+
+def throttle(engine: Engine, name: str | None, wanted: str | None) -> Generation:
+    """Change how fast a generation is built, while it is: events a second, ``auto``, or None for as fast as it can."""
+    with _refusing():
+        return _step(engine, lambda connection: _throttle(connection, name, wanted))
+
+
+def _throttle(connection: Connection, name: str | None, wanted: str | None) -> Generation:
+    chosen = name or rebuild.candidate(connection).name
+    return building.set_throttle(connection, chosen, wanted, who=store.somebody())
 
 
 def verify(

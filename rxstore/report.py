@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,10 +10,13 @@ from kafka.errors import KafkaError
 from sqlalchemy import Connection, Engine, text
 
 from projector import generations
+from projector.building import BUILDING
 from projector.generations import Generation
-from rxstore import broker, store
+from rxstore import broker, headway, store
 from rxstore.errors import ServerUnavailable
+from rxstore.headway import Headway
 from rxstore.settings import Settings
+from rxstore.store import Log
 
 # A view is behind once it has not been whole for this long; shorter is the ordinary time of a batch.
 LAGGING_AFTER = timedelta(seconds=30)
@@ -52,7 +55,10 @@ class PartitionReport:
 
 @dataclass(frozen=True, slots=True)
 class GenerationReport:
-    """One generation. ``lag_seconds`` is how old the oldest partition's knowledge is while events wait, else 0."""
+    """One generation. ``lag_seconds`` is how old the oldest partition's knowledge is while events wait, else 0.
+
+    ``build`` is how far it is while it is being built.
+    """
 
     name: str
     state: str
@@ -67,11 +73,12 @@ class GenerationReport:
     workers: int | None
     moved_at: datetime | None
     as_of: datetime | None
+    build: Headway | None = None
     partitions: list[PartitionReport] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return the members that scripts are written against, partitions last."""
-        return asdict(self)
+        return {**asdict(self), "build": None if self.build is None else self.build.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +101,15 @@ class Report:
 def report(settings: Settings, engine: Engine) -> Report:
     """Look at everything; what the brokers cannot tell is left out and said."""
     live = store.live_generation(engine)
-    ends, workers, unknown = _ask_brokers(settings, engine)
+    log, workers, unknown = _ask_brokers(settings, engine)
+    ends = {} if log is None else log.end_offsets
     with engine.connect() as connection:
         now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         found = [
-            of_generation(connection, generation, ends, workers.get(generation.name), now)
+            replace(
+                of_generation(connection, generation, ends, workers.get(generation.name), now),
+                build=_build(settings, connection, generation, log, unknown),
+            )
             for generation in generations.every(connection)
             if generation.state in {"loading", "building", "ready", "live", "previous"}
         ]
@@ -109,16 +120,30 @@ def report(settings: Settings, engine: Engine) -> Report:
     return Report(verdict, why, found)
 
 
-def _ask_brokers(settings: Settings, engine: Engine) -> tuple[dict[int, int], dict[str, int], str | None]:
-    """Return the ends of the partitions, the members of each generation's group, and why not if it did not work."""
+def _build(
+    settings: Settings, connection: Connection, generation: Generation, log: Log | None, unknown: str | None
+) -> Headway | None:
+    """Look how far a generation is that is being built, also from another topic than the configured one."""
+    if generation.state not in BUILDING:
+        return None
+    if log is not None and generation.topic != log.name:
+        try:
+            log = store.describe_log(settings, generation.topic)
+        except (KafkaError, ServerUnavailable) as error:
+            log, unknown = None, str(error) or type(error).__name__
+    return headway.look(connection, generation, log, unknown)
+
+
+def _ask_brokers(settings: Settings, engine: Engine) -> tuple[Log | None, dict[str, int], str | None]:
+    """Return the topic, the members of each generation's group, and why not if it did not work."""
     try:
         log = store.describe_log(settings)
         with engine.connect() as connection:
             known = generations.every(connection)
         workers = _ask_groups(settings, {store.group_of(settings, generation): generation.name for generation in known})
     except (KafkaError, ServerUnavailable) as error:
-        return {}, {}, str(error) or type(error).__name__
-    return log.end_offsets, workers, None
+        return None, {}, str(error) or type(error).__name__
+    return log, workers, None
 
 
 def _ask_groups(settings: Settings, groups: dict[str, str]) -> dict[str, int]:

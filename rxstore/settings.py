@@ -205,6 +205,12 @@ SETTINGS = (
         "a record's value above this is set aside unread as too_large",
         whole_number(1_024, 16_777_216),
     ),
+    Setting(
+        "RXSTORE_THROTTLE_P99_MS",
+        "30",
+        "under how many milliseconds an automatic throttle holds the API's p99 while a generation is built",
+        whole_number(1, 60_000),
+    ),
     Setting("RXSTORE_HTTP_BIND", "127.0.0.1:8443", "host:port that the API listens on", bind),
     Setting("RXSTORE_TLS_CERTFILE", None, "the API's certificate", readable_file),
     Setting("RXSTORE_TLS_KEYFILE", None, "the key of that certificate", readable_file),
@@ -268,6 +274,7 @@ class Settings:
     batch_records: int
     build_memory_mb: int
     max_value_bytes: int
+    throttle_p99_ms: int
     http_bind: Bind
     tls_certfile: Path | None
     tls_keyfile: Path | None

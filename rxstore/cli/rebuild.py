@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rxstore.planning import Plan
 
 DEFAULT_MAX_LAG = 1_000
+MOST_EVENTS = 1_000_000_000
 
 max_lag = click.option(
     "--max-lag",
@@ -33,6 +34,21 @@ max_lag = click.option(
 )
 
 
+class Rate(click.ParamType[str]):
+    """Events a second, or a word that stands for a way to find them."""
+
+    name = "rate"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word, or the number as it is kept; click's BadParameter for anything else."""
+        if value in self.words or (value.isascii() and value.isdecimal() and 1 <= int(value) <= MOST_EVENTS):
+            return value if value in self.words else str(int(value))
+        self.fail(f"{value!r} is neither {' nor '.join(self.words)} nor a number from 1 to {MOST_EVENTS}", param, ctx)
+
+
 @click.group(
     epilog=example(
         "rxstore rebuild plan", "rxstore rebuild stage --workers 2", "rxstore rebuild prescription 3AF2CB-C86002-0000BX"
@@ -41,9 +57,9 @@ max_lag = click.option(
 def command() -> None:
     """Make rows anew from the topic: all of them beside the live ones, or those of single prescriptions in place.
 
-    plan says what it would take, stage registers a new generation and builds it, wait waits until it follows, verify
-    compares it with the live one, promote makes it the live one and rollback takes that back; abort drops one that was
-    not promoted, retire the one that was live before; report prints what became of it.
+    plan says what it would take, stage registers a new generation and builds it, throttle changes how fast, wait waits
+    until it follows, verify compares it with the live one, promote makes it the live one and rollback takes that back;
+    abort drops one that was not promoted, retire the one that was live before; report prints what became of it.
     """
 
 
@@ -163,6 +179,13 @@ def _report(found: dict[str, Any]) -> list[str]:
     is_flag=True,
     help="The topic is another one with the same records at the same offsets: operators' decisions hold for it too.",
 )
+@click.option(
+    "--throttle",
+    type=Rate("auto"),
+    metavar="N|auto",
+    help="Fold at most N events a second, on all machines together; auto holds the API's p99 under a bound "
+    "(RXSTORE_THROTTLE_P99_MS).",
+)
 @as_json
 @with_settings
 def stage(
@@ -171,6 +194,7 @@ def stage(
     workers: int | None,
     directory: Path | None,
     keep_decisions: bool,
+    throttle: str | None,
     as_json: bool,
 ) -> None:
     """Register a new generation beside the live one, and build it from the topic.
@@ -179,15 +203,16 @@ def stage(
     projector of this version joins within seconds; without --workers the command leaves the work to them and returns
     at once, with --workers it does it alone and returns when every event that was there has been folded. A build that
     is stopped or killed goes on where it was; one from an archive when the same command is given again.
+    'rxstore rebuild throttle' changes how fast it is built.
     """
-    from rxstore import rebuilding, store
+    from rxstore import headway, rebuilding, store
     from rxstore.feeding import CaughtUp, Feeder
-    from rxstore.progress import Progress
+    from rxstore.progress import Board
 
     stopping = threading.Event()
     with store.engine(settings) as engine:
         archive = None if directory is None else _archive(directory)
-        generation = rebuilding.stage(settings, engine, name, archive, keep_decisions=keep_decisions)
+        generation = rebuilding.stage(settings, engine, name, archive, keep_decisions=keep_decisions, throttle=throttle)
         click.echo(f"staged generation {generation.name}, definition {generation.definition}", err=as_json)
         if archive is not None:
             generation = rebuilding.load(settings, engine, generation, archive, workers or os.cpu_count() or 1)
@@ -197,10 +222,15 @@ def stage(
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stopping.set())
             feeder = Feeder(settings, engine, workers, only=generation.name, all_or_none=True)
-            with Progress(f"build {generation.name}", "events") as progress:
+
+            def lines() -> list[str]:
+                with engine.connect() as connection:
+                    return headway.lines(headway.look(connection, generation, feeder.fed[generation.name].log))
+
+            with Board(f"build {generation.name}", "events", lines) as board:
                 try:
                     feeder.start()
-                    feeder.run(stopping, CaughtUp(engine, tuple(feeder.fed.values()), progress))
+                    feeder.run(stopping, CaughtUp(engine, tuple(feeder.fed.values()), board))
                 finally:
                     feeder.stop()
             found = rebuilding.lag(settings, engine, generation.name)
@@ -221,6 +251,35 @@ def _archive(directory: Path) -> Archive:
         return Archive.opened(directory)
     except ArchiveBroken as error:
         raise WrongUse(str(error)) from error
+
+
+@command.command(
+    "throttle",
+    epilog=example("rxstore rebuild throttle 2000", "rxstore rebuild throttle g2 auto", "rxstore rebuild throttle off"),
+)
+@click.argument("words", nargs=-1, required=True, metavar="[NAME] N|auto|off")
+@as_json
+@with_settings
+def throttle(settings: Settings, words: tuple[str, ...], as_json: bool) -> None:
+    """Change how fast a generation is built, while it is.
+
+    N is events a second, on all machines together; auto holds the API's p99 under RXSTORE_THROTTLE_P99_MS, as the
+    builder measures it; off lets it go as fast as it can. Workers hear of it within about a second. It ends by itself
+    when the generation is ready: from then on it must keep up with the topic. Without NAME it is the one that is being
+    built.
+    """
+    from rxstore import rebuilding, store
+
+    if len(words) > 2:
+        raise WrongUse("one NAME and one of N, auto and off, please: 'rxstore rebuild throttle g2 auto'")
+    wanted = Rate("auto", "off").convert(words[-1], None, None)
+    with store.engine(settings) as engine:
+        generation = rebuilding.throttle(engine, words[0] if words[1:] else None, None if wanted == "off" else wanted)
+    told = {
+        "auto": "is throttled so that the API's answers keep in time",
+        "off": "is no longer throttled",
+    }.get(wanted, f"is throttled to {wanted} events a second")
+    _tell(as_json, {"generation": generation.name, "throttle": wanted}, f"generation {generation.name} {told}")
 
 
 @command.command("wait", epilog=example("rxstore rebuild wait --timeout 3600", "rxstore rebuild wait g2 --max-lag 0"))

@@ -65,6 +65,7 @@ def _generation(generation: GenerationReport) -> list[str]:
         f"  parked         {generation.parked:,}" + _oldest(generation),
         f"  quarantined    {generation.quarantined:,}",
         f"  fresh as of    {_known(generation.as_of)}",
+        *_build(generation),
         "",
         "  partition   next offset    end offset         lag  epoch  owner",
     ]
@@ -74,6 +75,12 @@ def _generation(generation: GenerationReport) -> list[str]:
         for p in generation.partitions
     ]
     return lines
+
+
+def _build(generation: GenerationReport) -> list[str]:
+    from rxstore import headway
+
+    return [] if generation.build is None else headway.lines(generation.build)
 
 
 def _oldest(generation: GenerationReport) -> str:
