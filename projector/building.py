@@ -99,10 +99,12 @@ def throttle(connection: Connection, name: str) -> Throttle | None:
 def set_throttle(connection: Connection, name: str, wanted: str | None, *, who: str) -> Generation:
     """Let a generation be built at a number of events a second, at what the API can bear (``auto``), or freely (None).
 
-    WrongState when it is not being built.
+    An automatic throttle begins where another one was. WrongState when the generation is not being built.
     """
     generation = rebuild.in_state(connection, name, *BUILDING)
-    rate = None if wanted is None else FIRST if wanted == AUTO else int(wanted)
+    before = throttle(connection, name)
+    begins = FIRST if before is None else before.rate
+    rate = None if wanted is None else begins if wanted == AUTO else int(wanted)
     connection.execute(
         update(tables.generation)
         .where(tables.generation.c.name == name)
