@@ -49,6 +49,9 @@ SELECT a.pid, (pg_blocking_pids(a.pid))[1] AS by
 """
 
 
+NOBODY_LOADS = "nobody loads it: the same 'rxstore rebuild stage --archive' again goes on where it was"
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """One partition of a build. What is to be read in all is None when the brokers could not be asked.
@@ -174,7 +177,11 @@ def _causes(
     behind = [row for row in rows if row.next_offset < ends.get(row.partition_number, row.next_offset + 1)]
     if unreachable is not None:
         yield Cause("no_broker", unreachable, _numbers(rows))
-    unclaimed = [row for row in behind if row.epoch == 0]
+    if generation.state == "loading" and not any(row.session is not None and row.connected for row in rows):
+        yield Cause("stopped", NOBODY_LOADS, _numbers(behind))
+        return
+    # Whoever loads an archive takes its partitions one after the other.
+    unclaimed = [row for row in behind if row.epoch == 0 and generation.state != "loading"]
     if unclaimed:
         yield _unclaimed(generation, unclaimed, len(rows))
     busy = {row.owner for row in rows if row.moves}

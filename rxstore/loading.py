@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.process import BaseProcess
@@ -26,8 +26,9 @@ from sqlalchemy import Engine
 from ingest.archive import Archive, ArchiveBroken
 from ingest.decode import Decoder
 from ingest.lookup import lookup
+from ingest.pacing import Pace
 from ingest.partitioning import partitioner
-from projector import checkpoints, decisions, rebuild
+from projector import checkpoints, decisions, generations, rebuild
 from projector.batch import Position, Record
 from projector.checkpoints import Claim, FencingLost
 from projector.decisions import DecisionsDue
@@ -39,6 +40,7 @@ from projector.unwritten import Unwritten
 from rxstore import logs
 from rxstore.errors import Refused, ServerUnavailable, explained
 from rxstore.fleet import REMEMBERED_STREAMS, WorkerOptions, collect_garbage_rarely, make_reader
+from rxstore.probing import Prober
 from rxstore.progress import Progress
 from rxstore.store import Log
 
@@ -71,8 +73,18 @@ def check(archive: Archive, log: Log) -> dict[int, int]:
     return begins
 
 
-def load(engine: Engine, generation: Generation, options: WorkerOptions, archive: Archive, workers: int) -> None:
-    """Fold the archive into a generation by ``workers`` processes; Refused when one of them cannot go on."""
+def load(
+    engine: Engine,
+    generation: Generation,
+    options: WorkerOptions,
+    archive: Archive,
+    workers: int,
+    prober: Prober,
+) -> None:
+    """Fold the archive into a generation by ``workers`` processes; Refused when one of them cannot go on.
+
+    ``prober`` finds the rate of an automatic throttle meanwhile.
+    """
     context = multiprocessing.get_context("spawn")
     numbers = [partition for partition in range(archive.partitions) if archive.of_partition(partition)]
     shares = [numbers[start::workers] for start in range(workers)]
@@ -89,8 +101,11 @@ def load(engine: Engine, generation: Generation, options: WorkerOptions, archive
             while any(process.is_alive() for process in processes):
                 _end_together(processes)
                 _show(engine, generation, numbers, archive, progress)
+                with engine.connect() as connection:
+                    prober.follow(generations.every(connection))
                 time.sleep(LOOK_EVERY_SECONDS)
         finally:
+            prober.stop()
             for process in processes:
                 process.terminate()
                 process.join()
@@ -132,6 +147,7 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
     with connect(options.database_url) as connection:
         look_up = _either(archive, options)
         runner = Runner(connection, read_model, decode, RecentStreams(REMEMBERED_STREAMS), look_up, options.keep_going)
+        pace = Pace(read_model)
         for partition in partitions:
             claim = checkpoints.claim(
                 connection,
@@ -143,7 +159,7 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
                 first=archive.first_offset(partition) or 0,
             )
             try:
-                _Loading(runner, claim).load(archive, options.batch_records, options.build_bytes)
+                _Loading(runner, claim, pace).load(archive, options.batch_records, options.build_bytes)
             except (ArchiveBroken, FencingLost, TooManyFailing) as error:
                 print(f"rxstore: {error}", file=sys.stderr, flush=True)
                 sys.exit(Refused.exit_code)
@@ -175,6 +191,7 @@ class _Loading:
 
     runner: Runner
     claim: Claim
+    pace: Pace
     unwritten: Unwritten = field(default_factory=Unwritten)
 
     def load(self, archive: Archive, batch_records: int, build_bytes: int) -> None:
@@ -186,7 +203,8 @@ class _Loading:
                 log.info("reading again, batch by batch: %s", error, extra={"action": "one_by_one"})
                 self.unwritten.clear()
         records = archive.records(self.claim.partition, self.claim.next_offset)
-        for batch in _batches(records, batch_records):
+        while batch := list(islice(records, self._room(batch_records))):
+            self.pace.took(len(batch))
             self._project(batch, batch[-1].position.offset + 1)
         if end > self.claim.next_offset:
             self._project([], end)
@@ -195,7 +213,9 @@ class _Loading:
     def _build(self, archive: Archive, batch_records: int, build_bytes: int) -> None:
         """Fold in memory, and write when that is full and at the end."""
         number = self.claim.partition
-        for records in _batches(archive.records(number, self.claim.next_offset), batch_records):
+        waiting = archive.records(number, self.claim.next_offset)
+        while records := list(islice(waiting, self._room(batch_records))):
+            self.pace.took(len(records))
             batch = self._decoded(records, records[-1].position.offset + 1)
             while batch.next_offsets:
                 try:
@@ -222,6 +242,16 @@ class _Loading:
     def _decoded(self, records: Sequence[Record], next_offset: int) -> Batch:
         return Batch([self.runner.decode(record) for record in records], {self.claim.partition: next_offset})
 
+    def _room(self, most: int) -> int:
+        """Return how many events may be taken, once some may."""
+        while True:
+            if self.pace.is_due():
+                reached = self.unwritten.next_offsets.get(self.claim.partition, self.claim.next_offset)
+                self.pace.look(self.runner.connection, {self.claim.partition: self.claim.moved_to(reached)})
+            if (room := self.pace.room(most)) > 0:
+                return room
+            time.sleep(self.pace.wait())
+
     def _project(self, records: Sequence[Record], next_offset: int) -> None:
         """Project a batch, cut where a decision takes effect."""
         number = self.claim.partition
@@ -238,6 +268,7 @@ class _Loading:
                 self._apply_decisions()
             else:
                 self.claim = self.claim.moved_to(next_offset)
+                self.pace.passed(batch)
                 return
 
     def _apply_decisions(self) -> None:
@@ -246,8 +277,3 @@ class _Loading:
         for decision in decisions.waiting(self.runner.connection, schema, self.claim.topic, claims):
             if decision.effect_offset == self.claim.next_offset:
                 self.runner.apply(claims, decision)
-
-
-def _batches(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    while batch := list(islice(records, size)):
-        yield batch

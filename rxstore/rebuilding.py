@@ -25,6 +25,7 @@ from rxstore import headway, loading, store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.feeding import worker_options
 from rxstore.headway import Headway
+from rxstore.probing import Prober
 from rxstore.progress import Board
 from rxstore.settings import Settings
 from rxstore.store import Log
@@ -110,7 +111,7 @@ def load(settings: Settings, engine: Engine, generation: Generation, archive: Ar
     log = store.describe_log(settings, generation.topic)
     options = worker_options(settings, generation, log, keep_going=False)
     with _refusing(), rebuild.alone(engine):
-        loading.load(engine, generation, options, archive, workers)
+        loading.load(engine, generation, options, archive, workers, Prober(settings, engine))
         return _step(engine, lambda connection: rebuild.loaded(connection, generation.name, who=store.somebody()))
 
 

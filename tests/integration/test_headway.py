@@ -297,6 +297,16 @@ def test_brokers_that_cannot_be_asked_are_named_and_nobody_guesses_how_much_is_l
     assert (found.total_events, found.left_seconds) == (None, None)
 
 
+def test_a_load_takes_its_partitions_one_after_the_other_and_says_when_nobody_loads(engine, topic, log):
+    change(engine, "UPDATE rxstore.generation SET state = 'loading' WHERE name = 'g2'")
+    assert causes(engine, topic) == {"stopped": [0, 1, 2, 3]}
+    with builder(engine, range(1)) as one:
+        one.look()
+        one.project(log, 0, 5)
+        assert causes(engine, topic) == {}
+    assert "--archive" in looked(engine, topic).why
+
+
 def test_what_is_built_waits_for_nothing(engine, topic, log):
     with builder(engine) as one:
         for number in range(PARTITIONS):
