@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "c0004"
+revision = "c0005"
 down_revision = "c0003"
 branch_labels = None
 depends_on = None
