@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from projector import building
 from projector.building import AUTO, BUILDING
 from projector.generations import Generation
-from projector.pace import FIRST, Adaptive, p99
+from projector.pace import Adaptive, p99
 from projector.rebuild import REBUILD_LOCK
 from query_api.database import Questions, read_only_engine
 from query_api.queries import SearchCriteria
@@ -113,8 +113,8 @@ class Prober:
                     keys = sample(asking, random)
                 rounds += 1
                 if pace is None or pace.rate != throttle.rate:
-                    # Set anew, or come to by another machine, which has felt its way already.
-                    pace = Adaptive(throttle.rate, was_over=throttle.rate != FIRST)
+                    # Set anew; or, when somebody has measured, come to by another machine that has felt its way.
+                    pace = Adaptive(throttle.rate, was_over=throttle.p99_ms is not None)
                 began, before = time.monotonic(), building.folded(session, generation)
                 measured = self._round(questions, random, keys)
                 reached = (building.folded(session, generation) - before) / (time.monotonic() - began)

@@ -117,7 +117,7 @@ class Board(Progress):
         is_terminal = sys.stderr.isatty()
         self._line_at = now + (DRAW_EVERY_S if is_terminal else LINE_EVERY_S)
         first, *others = self._lines()
-        told = [f"{self.label}: {first.strip()}"]
+        told = [f"{self.label}: {' '.join(first.split())}"]
         if is_terminal or now >= self._all_at:
             self._all_at = now + ALL_EVERY_S
             told += others

@@ -207,8 +207,8 @@ SETTINGS = (
     ),
     Setting(
         "RXSTORE_THROTTLE_P99_MS",
-        "30",
-        "under how many milliseconds an automatic throttle holds the API's p99 while a generation is built",
+        "20",
+        "under how many milliseconds an automatic throttle holds the p99 of the API's questions to the database",
         whole_number(1, 60_000),
     ),
     Setting("RXSTORE_HTTP_BIND", "127.0.0.1:8443", "host:port that the API listens on", bind),
