@@ -106,3 +106,17 @@ def test_an_automatic_throttle_times_the_apis_questions_and_never_stops_a_build(
         assert (rate, measured > 1) == (100, True)
         waited = json.loads(published.do("rebuild", "wait", "--max-lag", "0", "--timeout", "50", "--json"))
     assert waited == {"generation": "g2", "state": "ready", "lag_events": 0}
+
+
+def test_a_load_from_an_archive_is_throttled_too(published):
+    published.do("archive", "export", "archive")
+    stage = ("rebuild", "stage", "--archive", "archive", "--workers", "1", "--throttle", str(RATE))
+    with published.running(*stage) as loading:
+        eventually(lambda: len(published.query("SELECT FROM rxstore.progress")) > 0)
+        eventually(lambda: folded(published) >= 2 * RATE)
+        assert folded(published) <= RATE * seconds_since_it_was_staged(published)
+        assert list(causes(published)) == ["throttled"]
+        published.do("rebuild", "throttle", "off")
+        assert loading.wait(60) == 0
+    ((state,),) = published.query("SELECT state FROM rxstore.generation WHERE name = 'g2'")
+    assert state == "ready"
