@@ -18,8 +18,11 @@ from projector.pace import FIRST
 from projector.read_model import ReadModel
 from projector.rebuild import WrongState
 from projector.runner import Batch
-from rxstore import headway
+from rxstore import headway, rebuilding
+from rxstore.errors import ServerUnavailable
 from rxstore.headway import Headway
+from rxstore.rebuilding import Lag
+from rxstore.settings import load
 from rxstore.store import Log as Topic
 from tests.integration.projecting import DECODE, PARTITIONS, TOPIC, FakeWorker, Log, generated_log, worker
 
@@ -312,6 +315,24 @@ def test_what_is_built_waits_for_nothing(engine, topic, log):
         for number in range(PARTITIONS):
             one.project(log, number, 10_000)
     assert causes(engine, topic) == {}
+
+
+def test_waiting_outlasts_brokers_that_go_away_and_names_them(engine, topic, tmp_path, monkeypatch):
+    settings = load({"RXSTORE_DATABASE_URL": "postgresql://none"}, env_file=tmp_path / "none")
+    behind, done = (Lag(generation(engine), events, events == 0, topic) for events in (9, 0))
+    answers = iter([behind, ServerUnavailable("no Kafka broker answers at kafka:9092"), done])
+
+    def lag(*_: object) -> Lag:
+        answer = next(answers)
+        if isinstance(answer, ServerUnavailable):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(rebuilding, "lag", lag)
+    monkeypatch.setattr(rebuilding, "STANDS_STILL_AFTER_SECONDS", 0.0)
+    said: list[str] = []
+    assert rebuilding.wait(settings, engine, None, max_lag=0, timeout=None, say=said.append) == done
+    assert "kafka:9092" in said[0]
 
 
 # the throttle ---------------------------------------------------------------------------------------------------------
