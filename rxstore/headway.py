@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ STANDS_STILL_AFTER_SECONDS = 10.0
 PARTITIONS = """
 SELECT c.partition_number, c.next_offset, c.epoch, c.owner,
        coalesce(c.moved_at > clock_timestamp() - make_interval(secs => :seconds), false) AS moves,
-       coalesce(c.hold_until > clock_timestamp(), false) AS held,
+       coalesce(c.hold_until > clock_timestamp() AND c.hold_until < 'infinity', false) AS held,
        p.session, p.event_time, p.trouble,
        CASE WHEN p.noted_at > clock_timestamp() - make_interval(secs => :seconds) THEN p.events_per_second
             ELSE 0 END AS rate,
@@ -131,9 +131,10 @@ def look(connection: Connection, generation: Generation, log: Log | None, unreac
     begins = {int(number): first for number, first in (staged.details["from_offsets"] if staged else {}).items()}
     if log is not None:
         begins = {**log.first_offsets, **begins}
-    partitions = [_partition(row, begins.get(row.partition_number, 0), log) for row in rows]
+    ends = None if log is None else log.end_offsets
+    partitions = [_partition(row, begins.get(row.partition_number, 0), ends) for row in rows]
     throttle = building.throttle(connection, generation.name)
-    total = None if log is None else sum(one.total_events or 0 for one in partitions)
+    total = None if ends is None else sum(one.total_events or 0 for one in partitions)
     done, rate = sum(one.done_events for one in partitions), sum(row.rate for row in rows)
     return Headway(
         done_events=done,
@@ -142,14 +143,14 @@ def look(connection: Connection, generation: Generation, log: Log | None, unreac
         left_seconds=None if total is None else _seconds(total - done, rate),
         event_time=max((row.event_time for row in rows if row.event_time), default=None),
         throttle=throttle,
-        causes=list(_causes(connection, generation, rows, log, unreachable, throttle)),
+        causes=list(_causes(connection, generation, rows, ends or {}, unreachable, throttle)),
         partitions=partitions,
     )
 
 
-def _partition(row: Row[Any], first: int, log: Log | None) -> Partition:
+def _partition(row: Row[Any], first: int, ends: Mapping[int, int] | None) -> Partition:
     done = max(0, row.next_offset - first)
-    end = None if log is None else log.end_offsets.get(row.partition_number)
+    end = None if ends is None else ends.get(row.partition_number)
     total = None if end is None else max(done, end - first)
     left = None if total is None else _seconds(total - done, row.rate)
     return Partition(row.partition_number, done, total, round(row.rate, 1), left, row.event_time)
@@ -169,11 +170,10 @@ def _causes(
     connection: Connection,
     generation: Generation,
     rows: Sequence[Row[Any]],
-    log: Log | None,
+    ends: Mapping[int, int],
     unreachable: str | None,
     throttle: Throttle | None,
 ) -> Iterator[Cause]:
-    ends = {} if log is None else log.end_offsets
     behind = [row for row in rows if row.next_offset < ends.get(row.partition_number, row.next_offset + 1)]
     if unreachable is not None:
         yield Cause("no_broker", unreachable, _numbers(rows))

@@ -73,6 +73,17 @@ def causes(engine: Engine, topic: Topic | None, unreachable: str | None = None) 
     return {cause.cause: cause.partitions for cause in looked(engine, topic, unreachable).causes}
 
 
+def wait_until_gone(engine: Engine, workers: int = 0) -> None:
+    """Wait for the server to notice that sessions of workers were closed; so many are still there."""
+    question = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE application_name = 'rxstore-projector' AND datname = current_database()"
+    )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while connection.execute(text(question)).scalar_one() > workers:
+            pass
+
+
 def throttle(engine: Engine, wanted: str | None, name: str = "g2") -> None:
     with engine.begin() as connection:
         building.set_throttle(connection, name, wanted, who="test")
@@ -222,6 +233,7 @@ def test_a_partition_that_waits_for_its_turn_does_not_stand_still(engine, topic,
 def test_workers_that_are_gone_have_stopped(engine, topic):
     with builder(engine) as one:
         one.look()
+    wait_until_gone(engine)
     assert causes(engine, topic) == {"stopped": [0, 1, 2, 3]}
 
 
@@ -230,6 +242,7 @@ def test_only_the_partitions_of_the_worker_that_is_gone_have_stopped(engine, top
         one.look()
         with builder(engine, range(2, 4)) as another:
             another.look()
+        wait_until_gone(engine, workers=1)
         one.project(log, 0, 5)
         assert causes(engine, topic) == {"stopped": [2, 3]}
 
@@ -307,6 +320,7 @@ def test_a_load_takes_its_partitions_one_after_the_other_and_says_when_nobody_lo
         one.look()
         one.project(log, 0, 5)
         assert causes(engine, topic) == {}
+    wait_until_gone(engine)
     assert "--archive" in looked(engine, topic).why
 
 
