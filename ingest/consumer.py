@@ -137,7 +137,7 @@ class Worker:
         if not self._claims or not self._pace.is_due():
             return
         try:
-            self._pace.look(self._connection(), self._claims)
+            self._pace.look(self._connection(), self._folded_to())
         except psycopg.Error as error:
             log.warning("could not look how fast to go: %s", _without_data(error), extra={"action": "pace"})
 
@@ -333,6 +333,10 @@ class Worker:
         """Return the next offset of a partition to be read."""
         return self._unwritten.next_offsets.get(claim.partition, claim.next_offset)
 
+    def _folded_to(self) -> dict[int, Claim]:
+        """Return the claims as they would be if what is in memory were written."""
+        return {number: claim.moved_to(self._reached(claim)) for number, claim in self._claims.items()}
+
     def _take(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
         """Fold a batch in memory, again and again until it is there or no longer this worker's."""
         while batch.next_offsets and not self.stopping.is_set():
@@ -340,8 +344,7 @@ class Worker:
             try:
                 self._live().take(self._claims, batch, self._unwritten)
             except DecisionsDue as due:
-                reached = {number: claim.moved_to(self._reached(claim)) for number, claim in self._claims.items()}
-                before, batch = batch.cut(due.offsets, reached)
+                before, batch = batch.cut(due.offsets, self._folded_to())
                 self._take(consumer, assignment, before)
                 self._write(consumer, assignment)
                 self._apply_decisions(consumer)
@@ -351,6 +354,7 @@ class Worker:
                 batch = self._of_claims(consumer, assignment, batch)
             else:
                 self._backoff.reset()
+                self._pace.passed(batch)
                 metrics.BATCH_SECONDS.observe(time.monotonic() - started)
                 return
 
@@ -575,7 +579,7 @@ class Worker:
         log.warning("waiting %.1f s and trying again: %s", pause, _without_data(error), extra={"action": "retry"})
         if self._runner is not None and not self._runner.connection.closed:
             with suppress(psycopg.Error):
-                self._pace.waits(self._runner.connection, self._claims, _without_data(error))
+                self._pace.waits(self._runner.connection, self._folded_to(), _without_data(error))
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._runner is not None:
             # This server is no primary (any more): a new session may find the one that is.
             self._runner.connection.close()

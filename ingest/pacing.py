@@ -56,7 +56,7 @@ class Pace:
             self._bucket.take(count)
 
     def passed(self, batch: Batch) -> None:
-        """Note that a batch is in the database."""
+        """Note that a batch was folded."""
         self._trouble = None
         if not self._is_building:
             return
@@ -77,7 +77,7 @@ class Pace:
         return True
 
     def look(self, session: psycopg.Connection[Any], claims: Mapping[int, Claim]) -> None:
-        """Ask for the throttle, and say how far these partitions are."""
+        """Ask for the throttle, and say how far these partitions are: ``claims`` stand where they were folded to."""
         now = self.clock()
         self._is_building, rate = building.allowed(session, self.read_model.schema, self.read_model.generation)
         if rate is None:
@@ -105,7 +105,11 @@ class Pace:
 
     def _say(self, session: psycopg.Connection[Any], claims: Mapping[int, Claim]) -> None:
         notes = {
-            number: Note(self._times.get(number), self._meters[number].per_second if number in self._meters else 0.0)
-            for number in claims
+            number: Note(
+                claim.next_offset,
+                self._times.get(number),
+                self._meters[number].per_second if number in self._meters else 0.0,
+            )
+            for number, claim in claims.items()
         }
         building.note(session, self.read_model.generation, notes, self._trouble)

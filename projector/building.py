@@ -30,12 +30,23 @@ SELECT g.state = ANY(%s), g.throttle_rate,
 
 NOTE = """
 INSERT INTO rxstore.progress AS p
-       (generation, partition_number, session, event_time, events_per_second, trouble, noted_at)
-SELECT %s, n.number, pg_backend_pid(), n.event_time, n.rate, %s, clock_timestamp()
-  FROM unnest(%s::int[], %s::timestamptz[], %s::float8[]) AS n (number, event_time, rate)
+       (generation, partition_number, session, folded_to, event_time, events_per_second, trouble, noted_at)
+SELECT %s, n.number, pg_backend_pid(), n.folded_to, n.event_time, n.rate, %s, clock_timestamp()
+  FROM unnest(%s::int[], %s::bigint[], %s::timestamptz[], %s::float8[]) AS n (number, folded_to, event_time, rate)
     ON CONFLICT (generation, partition_number) DO UPDATE
-   SET session = excluded.session, event_time = coalesce(excluded.event_time, p.event_time),
+   SET session = excluded.session, folded_to = excluded.folded_to,
+       event_time = coalesce(excluded.event_time, p.event_time),
        events_per_second = excluded.events_per_second, trouble = excluded.trouble, noted_at = excluded.noted_at
+"""
+
+
+# What a worker that is gone had in memory is folded again.
+FOLDED = """
+SELECT coalesce(sum(greatest(c.next_offset, CASE WHEN a.pid IS NOT NULL THEN p.folded_to END)), 0)
+  FROM {schema}.checkpoint c
+  LEFT JOIN rxstore.progress p ON p.generation = :name AND p.partition_number = c.partition_number
+  LEFT JOIN pg_stat_activity a ON a.pid = p.session AND a.datname = current_database()
+ WHERE c.topic = :topic
 """
 
 
@@ -52,8 +63,12 @@ class Throttle:
 
 
 class Note(NamedTuple):
-    """What a worker says of one partition: the time of the last event that was folded, and events a second."""
+    """What a worker says of one partition: the next offset to be folded, the time of the last event, events a second.
 
+    What is folded may be in memory, and not in the database yet.
+    """
+
+    folded_to: int
     event_time: datetime | None
     events_per_second: float
 
@@ -76,9 +91,10 @@ def allowed(session: Session[Any], schema: str, name: str) -> tuple[bool, float 
 def note(session: Session[Any], name: str, notes: Mapping[int, Note], trouble: str | None) -> None:
     """Say how far these partitions are, and what their worker waits for, if it waits."""
     numbers = sorted(notes)
+    offsets = [notes[number].folded_to for number in numbers]
     times = [notes[number].event_time for number in numbers]
     rates = [notes[number].events_per_second for number in numbers]
-    session.execute(NOTE, (name, trouble, numbers, times, rates))
+    session.execute(NOTE, (name, trouble, numbers, offsets, times, rates))
 
 
 # commands -------------------------------------------------------------------------------------------------------------
@@ -124,5 +140,9 @@ def adapt(connection: Connection, name: str, rate: int, p99_ms: float | None) ->
 
 
 def folded(connection: Connection, generation: Generation) -> int:
-    """Return the sum of a generation's next offsets: what it grows by was folded."""
-    return sum(rebuild.offsets(connection, generation).values())
+    """Return the sum of a generation's next offsets, in memory or written: what it grows by was folded."""
+    return int(
+        connection.execute(
+            text(FOLDED.format(schema=generation.schema)), {"name": generation.name, "topic": generation.topic}
+        ).scalar_one()
+    )

@@ -93,6 +93,7 @@ progress = Table(
     Column("generation", Text, primary_key=True),
     Column("partition_number", Integer, primary_key=True),
     Column("session", Integer, nullable=False),
+    Column("folded_to", BigInteger, nullable=False),
     Column("event_time", INSTANT),
     Column("events_per_second", Double, nullable=False),
     Column("trouble", Text),

@@ -21,8 +21,13 @@ from rxstore.store import Log
 STANDS_STILL_AFTER_SECONDS = 10.0
 
 PARTITIONS = """
-SELECT c.partition_number, c.next_offset, c.epoch, c.owner,
-       coalesce(c.moved_at > clock_timestamp() - make_interval(secs => :seconds), false) AS moves,
+SELECT c.partition_number, c.epoch, c.owner,
+       greatest(c.next_offset, CASE WHEN EXISTS (
+                    SELECT FROM pg_stat_activity a WHERE a.pid = p.session AND a.datname = current_database()
+                ) THEN p.folded_to END) AS next_offset,
+       coalesce(c.moved_at > clock_timestamp() - make_interval(secs => :seconds), false)
+           OR coalesce(p.noted_at > clock_timestamp() - make_interval(secs => :seconds) AND p.events_per_second > 0,
+                       false) AS moves,
        coalesce(c.hold_until > clock_timestamp() AND c.hold_until < 'infinity', false) AS held,
        p.session, p.event_time, p.trouble,
        CASE WHEN p.noted_at > clock_timestamp() - make_interval(secs => :seconds) THEN p.events_per_second

@@ -228,6 +228,7 @@ class _Loading:
                     self._write()
                     self._apply_decisions()
                 else:
+                    self.pace.passed(batch)
                     break
             if self.unwritten.size >= build_bytes:
                 self._write()

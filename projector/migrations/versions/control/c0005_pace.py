@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("generation", sa.Text(), nullable=False),
         sa.Column("partition_number", sa.Integer(), nullable=False),
         sa.Column("session", sa.Integer(), nullable=False),
+        sa.Column("folded_to", sa.BigInteger(), nullable=False),
         sa.Column("event_time", sa.DateTime(timezone=True), nullable=True),
         sa.Column("events_per_second", sa.Double(), nullable=False),
         sa.Column("trouble", sa.Text(), nullable=True),
