@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from threading import Event
 from typing import Any
 
@@ -49,7 +50,8 @@ class Worker:
     """One consumer in the group and one database session, projecting into one generation.
 
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
-    With ``keep_going`` it also sets aside what looks like a bad deploy.
+    With ``keep_going`` it also sets aside what looks like a bad deploy. For a generation that is built as of a time,
+    ``until``, partitions end at ``ends``: nothing from there on is read.
     """
 
     topic: str
@@ -65,6 +67,8 @@ class Worker:
     remembered_streams: int
     stopping: Event
     keep_going: bool = False
+    until: datetime | None = None
+    ends: Mapping[int, int] | None = None
     counts: Counts = field(default_factory=Counts)
     _claims: dict[int, Claim] = field(default_factory=dict)
     _readability: Readability = field(default_factory=Readability)
@@ -140,8 +144,9 @@ class Worker:
                 self._wait(consumer, error)
                 return
             self._claims[partition.partition] = claim
-            log_identity.seek(consumer, partition, claim.next_offset, claim.leader_epoch)
-            consumer.resume(partition)
+            if not self._is_complete(claim):  # else it stays paused: the log need not even have that offset any more
+                log_identity.seek(consumer, partition, claim.next_offset, claim.leader_epoch)
+                consumer.resume(partition)
             log.info(
                 "claimed %s[%d] at offset %d, epoch %d",
                 self.topic,
@@ -194,7 +199,7 @@ class Worker:
                 first,
                 extra={"action": "incomplete_log"},
             )
-        if claim.next_offset < first:
+        if claim.next_offset < first and not self._is_complete(claim):
             raise TopicMismatch(
                 f"{self.topic}[{partition.partition}] begins at offset {first}, but {claim.next_offset} is the next to "
                 "be read: retention took events away that were never folded. 'rxstore diagnose' says what helps"
@@ -217,6 +222,7 @@ class Worker:
         next_offsets: dict[int, int] = {}
         leader_epochs: dict[int, int] = {}
         for partition, records in polled.items():
+            records = self._within(partition.partition, records)
             if partition.partition in self._claims and records:
                 items.extend(self.decode(record_of(record)) for record in records)
                 next_offsets[partition.partition] = records[-1].offset + 1
@@ -227,12 +233,23 @@ class Worker:
             partition = TopicPartition(self.topic, number)
             if partition in assigned:
                 reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS)
+                if reached is not None and self.ends is not None and reached >= self.ends[number]:
+                    reached = self.ends[number]
+                    consumer.pause(partition)
                 if reached is not None and reached > next_offsets.get(number, claim.next_offset):
                     next_offsets[number] = reached
                     leader_epochs.pop(number, None)  # a marker may be a later leader's than the last record
         if not self.keep_going:
             self._readability.look(items)
         return Batch(items, next_offsets, leader_epochs)
+
+    def _is_complete(self, claim: Claim) -> bool:
+        """Whether a partition has been read to where it ends for this generation."""
+        return self.ends is not None and claim.next_offset >= self.ends[claim.partition]
+
+    def _within(self, number: int, records: Sequence[Any]) -> Sequence[Any]:
+        """Leave out the records that stand where the partition has ended for this generation."""
+        return records if self.ends is None else [record for record in records if record.offset < self.ends[number]]
 
     def _project(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
         """Project the batch, again and again until it is in the database or no longer this worker's."""
@@ -352,6 +369,8 @@ class Worker:
                     [TopicPartition(self.topic, number) for number in self._claims], timeout_ms=ENDS_TIMEOUT_MS
                 )
                 self._ends = (row[0] if row else None, {tp.partition: end for tp, end in ends.items()})
+                if self.ends is not None:
+                    self._ends = (self.until, {number: self.ends[number] for number in self._claims})
                 self._commit(consumer)
             if self._ends is None:
                 return
@@ -428,7 +447,7 @@ class Worker:
         while time.monotonic() < until and not self.stopping.wait(min(HOLD_SLICE_SECONDS, until - time.monotonic())):
             _stay(consumer)
         still = consumer.assignment()
-        claimed = [TopicPartition(self.topic, number) for number in self._claims]
+        claimed = [TopicPartition(self.topic, n) for n, claim in self._claims.items() if not self._is_complete(claim)]
         consumer.resume(*[partition for partition in claimed if partition in still])
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Date,
     DateTime,
@@ -64,6 +65,13 @@ generation = Table(
     Column("promoted_at", INSTANT),
     # The views as the version that made it shows them: another version can then point back at it.
     Column("views", JSONB, nullable=False, server_default=text("'{}'")),
+    # Of one that is built as of a time: that time, and where each partition ends for it.
+    Column("until", INSTANT),
+    Column("ends", JSONB),
+    # Of the previous one: when the projectors let it go, and who planned that.
+    Column("retire_at", INSTANT),
+    Column("retire_by", Text),
+    CheckConstraint("until IS NULL OR state NOT IN ('live', 'previous')", name="until_never_live"),
     Index("generation_live_ix", "state", unique=True, postgresql_where=text("state = 'live'")),
 )
 

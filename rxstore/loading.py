@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -139,7 +139,8 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
                 first=archive.first_offset(partition) or 0,
             )
             try:
-                _Loading(runner, claim).load(archive, options.batch_records)
+                ends = options.ends or {}
+                _Loading(runner, claim).load(archive, options.batch_records, ends.get(partition))
             except (ArchiveBroken, FencingLost, TooManyFailing) as error:
                 print(f"rxstore: {error}", file=sys.stderr, flush=True)
                 sys.exit(Refused.exit_code)
@@ -172,9 +173,13 @@ class _Loading:
     runner: Runner
     claim: Claim
 
-    def load(self, archive: Archive, batch_records: int) -> None:
+    def load(self, archive: Archive, batch_records: int, until: int | None) -> None:
+        """Fold what the archive has, up to offset ``until`` if the partition ends there for this generation."""
         end = archive.next_offset(self.claim.partition) or 0
         records = archive.records(self.claim.partition, self.claim.next_offset)
+        if until is not None and until < end:
+            end = until
+            records = takewhile(lambda record: record.position.offset < end, records)
         for batch in _batches(records, batch_records):
             self._project(batch, batch[-1].position.offset + 1)
         if end > self.claim.next_offset:
