@@ -24,7 +24,7 @@ _relation = re.compile(rf"\b{CONTROL_SCHEMA}\.([a-z_]+)\b")
 
 def ask_generation(engine: Engine, name: str) -> Engine:
     """Have an engine ask a generation instead of the views, from now on; it needs the right to read those tables."""
-    relations = _relations(name)
+    relations = relations_of(name)
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def instead(
@@ -40,7 +40,8 @@ def of_generation(statement: str, relations: Mapping[str, str]) -> str:
     return _relation.sub(lambda found: relations.get(found[1], found[0]), statement)
 
 
-def _relations(name: str) -> dict[str, str]:
+def relations_of(name: str) -> dict[str, str]:
+    """Return what stands for each view and for the register when a generation is asked."""
     if not _is_name(name):  # it goes into SQL as it is
         raise ValueError("a generation's name is 1 to 31 of a-z, 0-9 and _, and begins with a letter")
     views = {view: f"({query.format(schema=f'rx_{name}')})" for view, query in VIEWS.items()}
