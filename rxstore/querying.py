@@ -70,7 +70,7 @@ def generation_to_ask(engine: Engine, name: str) -> Generation:
 def prescription(settings: Settings, generation: Generation | None, id_: str, issue: int | None) -> Answered:
     """Ask for one prescription and one of its issues."""
     params = {} if issue is None else {"issueNumber": str(issue)}
-    return _ask(settings, generation, f"{SEARCH}/{quote(id_, safe='+')}", params)
+    return _ask(settings, generation, f"{SEARCH}/{quote(id_, safe='')}", params)
 
 
 def search(settings: Settings, generation: Generation | None, params: Mapping[str, str]) -> Answered:
