@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, text, update
@@ -76,6 +76,11 @@ def alone(engine: Engine) -> Iterator[None]:
             yield
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": REBUILD_LOCK})
+
+
+def precisely(at: datetime) -> str:
+    """Return an instant for people and scripts to read: RFC 3339, in UTC."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 # history --------------------------------------------------------------------------------------------------------------
@@ -181,7 +186,7 @@ def stage(
     details: dict[str, Any] = {"topic": topic, "topic_id": topic_id, "from_offsets": begins, "decisions_kept": kept}
     if until is not None:
         details |= {
-            "until": until.isoformat(),
+            "until": precisely(until),
             "to_offsets": {str(number): end for number, end in (ends or {}).items()},
         }
     note(connection, name, "staged", who=who, details=details)
@@ -315,12 +320,12 @@ def plan_retirement(connection: Connection, name: str, at: datetime | timedelta 
     now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     due = now + at if isinstance(at, timedelta) else at
     if due is not None and due <= now:
-        raise WrongState(f"{due.isoformat()} has passed: 'rxstore rebuild retire {name}' lets {name} go at once")
+        raise WrongState(f"{precisely(due)} has passed: 'rxstore rebuild retire {name}' lets {name} go at once")
     _set_state(connection, name, "previous", retire_at=due, retire_by=None if due is None else who)
     if due is not None:
-        note(connection, name, "retirement_planned", who=who, details={"at": due.isoformat()})
+        note(connection, name, "retirement_planned", who=who, details={"retire_at": precisely(due)})
     elif generation.retire_at is not None:
-        note(connection, name, "retirement_cancelled", who=who, details={"at": generation.retire_at.isoformat()})
+        note(connection, name, "retirement_cancelled", who=who, details={"retire_at": precisely(generation.retire_at)})
     return in_state(connection, name, "previous")
 
 
@@ -340,7 +345,7 @@ def retire_due(connection: Connection, *, by: str) -> Generation | None:
     _set_state(connection, row.name, "retired")
     details = {
         "offsets": offsets(connection, generation),
-        "planned_for": row.retire_at.isoformat(),
+        "planned_for": precisely(row.retire_at),
         "carried_out_by": by,
     }
     note(connection, row.name, "retired", who=row.retire_by, details=details)
@@ -395,7 +400,7 @@ def can_be_live(generation: Generation) -> Generation:
     """Return the generation; WrongState for one that is built as of a time."""
     if generation.until is not None:
         raise WrongState(
-            f"generation {generation.name} is the state as of {generation.until.isoformat()} and can never be live: "
+            f"generation {generation.name} is the state as of {precisely(generation.until)} and can never be live: "
             "'rxstore query' looks at it, and 'rxstore rebuild stage' without --until makes one that can be"
         )
     return generation

@@ -131,7 +131,12 @@ class Feeder:
             if (until := self.fed[name].generation.until) is None:
                 log.warning("generation %s is no longer to be fed", name, extra={"action": "not_fed"})
             else:
-                log.info("generation %s is no longer fed: it is as of %s", name, until, extra={"action": "complete"})
+                log.info(
+                    "generation %s is no longer fed: it is as of %s",
+                    name,
+                    rebuild.precisely(until),
+                    extra={"action": "complete"},
+                )
             self._stop(name)
         for name, generation in active.items():
             if name in self.fed or name in self._stopped:

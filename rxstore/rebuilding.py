@@ -20,7 +20,7 @@ from ingest.archive import Archive
 from projector import generations, rebuild
 from projector import verify as verifying
 from projector.generations import Generation, NotMigrated
-from projector.rebuild import AnotherRuns, WrongState
+from projector.rebuild import AnotherRuns, WrongState, precisely
 from projector.verify import Comparison, NotTogether
 from rxstore import loading, store
 from rxstore.errors import Refused, ServerUnavailable
@@ -132,9 +132,7 @@ def _ends(
     with engine.connect() as connection:
         now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     if until > now:
-        raise Refused(
-            f"{until.isoformat()} has not come: the database's clock says {now.isoformat(timespec='seconds')}"
-        )
+        raise Refused(f"{precisely(until)} has not come: the database's clock says {precisely(now)}")
     ends = dict(moment.ends_at(lambda: make_reader(settings.kafka()))(log.name, begins, until))
     for number in begins if archive is not None else ():
         if archive is not None and (end := moment.first_later(archive.records(number), until)) is not None:
@@ -145,12 +143,12 @@ def _ends(
         return {number: end.offset for number, end in ends.items()}
     known = [(end.next_at, number) for number, end in (taken or nothing).items() if end.next_at is not None]
     if not known:
-        raise Refused(f"{log.name} has no event from before {until.isoformat()}, and none after it")
+        raise Refused(f"{log.name} has no event from before {precisely(until)}, and none after it")
     first_at, number = max(known) if taken else min(known)
     raise Refused(
-        f"{log.name} has nothing from before {until.isoformat()}: the first event "
+        f"{log.name} has nothing from before {precisely(until)}: the first event "
         + (f"that is left in partition {number}" if taken else "of all")
-        + f" is {log.name}:{number}:{begins[number]}, of {first_at.isoformat()}. Name a later time"
+        + f" is {log.name}:{number}:{begins[number]}, of {precisely(first_at)}. Name a later time"
         + (", or an archive that begins earlier (--archive)" if taken else "")
     )
 

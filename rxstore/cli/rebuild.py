@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rxstore.planning import Plan
 
 DEFAULT_MAX_LAG = 1_000
+# What a report says only of generations that have it.
+WHEN = {"until": "as of", "retire_at": "retires at"}
 
 max_lag = click.option(
     "--max-lag",
@@ -129,6 +131,7 @@ def _report(found: dict[str, Any]) -> list[str]:
     lines = [
         f"generation {found['generation']}: {found['state']}, definition {found['definition']}",
         f"  registered  {_instant(found['registered_at'])}",
+        *(f"  {what:11} {_instant(found[member])}" for member, what in WHEN.items() if found[member] is not None),
         f"  topic       {topic['name']}, {topic['partitions']} partitions, id {topic['id']}",
         f"  settings    {', '.join(f'{name}={value}' for name, value in found['settings'].items())}",
         f"  hashes      {', '.join(f'{name} {value}' for name, value in found['hashes'].items())}",
@@ -189,6 +192,7 @@ def stage(
     the system knew then, with the decisions that stood then. 'rxstore query --generation' looks at it, 'rxstore rebuild
     abort NAME' drops it. It can be staged beside another one, and another one beside it.
     """
+    from projector.rebuild import precisely
     from rxstore import rebuilding, store
     from rxstore.feeding import CaughtUp, Feeder
     from rxstore.progress import Progress
@@ -208,7 +212,7 @@ def stage(
             until=at,
             say=lambda told: click.echo(told, err=True),
         )
-        of_time = "" if generation.until is None else f", as of {_precisely(generation.until)}"
+        of_time = "" if generation.until is None else f", as of {precisely(generation.until)}"
         click.echo(f"staged generation {generation.name}, definition {generation.definition}{of_time}", err=as_json)
         if archive is not None:
             generation = rebuilding.load(settings, engine, generation, archive, workers or os.cpu_count() or 1)
@@ -235,10 +239,6 @@ def stage(
         click.echo(f"running projectors build it: 'rxstore rebuild wait {generation.name}' waits for them")
     if stopping.is_set():
         raise click.exceptions.Exit(1)
-
-
-def _precisely(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _archive(directory: Path) -> Archive:
@@ -348,12 +348,17 @@ def promote(
     rollback' loses nothing, until 'rxstore rebuild retire' or the time that --retire-after or --retire-at sets: then
     running projectors let it go. A rollback takes that back.
     """
+    from projector.rebuild import precisely
     from rxstore import rebuilding, store
 
     due = _due(("--retire-after", retire_after), ("--retire-at", retire_at))
     with store.engine(settings) as engine:
         live, previous = rebuilding.promote(settings, engine, name, max_lag=max_lag, retire_at=due)
-    _tell(as_json, {"live": live, "previous": previous}, f"generation {live} is live, {previous} is kept and fed on")
+        planned = rebuilding.report(engine, previous)["retire_at"]
+    when = None if planned is None else precisely(planned)
+    document = {"live": live, "previous": previous, "retire_at": when}
+    kept = f"{previous} is kept and fed on" + ("" if when is None else f" until {when}")
+    _tell(as_json, document, f"generation {live} is live, {kept}")
 
 
 @command.command("rollback", epilog=example("rxstore rebuild rollback"))
@@ -401,6 +406,7 @@ def retire(settings: Settings, name: str | None, after: str | None, at: str | No
     With --after or --at running projectors do it then, when no rebuild command runs; 'rxstore status' shows when. They
     drop the tables if their role may, else the next 'rxstore rebuild retire' does.
     """
+    from projector.rebuild import precisely
     from rxstore import rebuilding, store
 
     due = _due(("--after", after), ("--at", at))
@@ -412,7 +418,7 @@ def retire(settings: Settings, name: str | None, after: str | None, at: str | No
             _tell(as_json, {"retired": gone.name}, f"generation {gone.name} is retired and its tables are dropped")
             return
         planned = rebuilding.plan_retirement(engine, name, due)
-    when = None if planned.retire_at is None else _precisely(planned.retire_at)
+    when = None if planned.retire_at is None else precisely(planned.retire_at)
     sentence = "is kept until somebody lets it go" if when is None else f"will be retired at {when}"
     _tell(as_json, {"generation": planned.name, "retire_at": when}, f"generation {planned.name} {sentence}")
 

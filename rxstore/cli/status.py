@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -57,10 +56,12 @@ def _text(found: Report) -> str:
 
 
 def _generation(generation: GenerationReport) -> list[str]:
-    of_time = "" if generation.until is None else f", as of {_instant(generation.until)}"
+    from projector.rebuild import precisely
+
+    of_time = "" if generation.until is None else f", as of {precisely(generation.until)}"
     lines = [
         f"generation {generation.name}: {generation.state}{of_time}, definition {generation.definition}",
-        *([] if generation.retire_at is None else [f"  retires at     {_instant(generation.retire_at)}"]),
+        *([] if generation.retire_at is None else [f"  retires at     {precisely(generation.retire_at)}"]),
         f"  lag            {_known(generation.lag_events)} events, {_known(generation.lag_seconds)} s",
         f"  workers        {_known(generation.workers)}",
         f"  prescriptions  {generation.prescriptions:,}",
@@ -83,10 +84,6 @@ def _oldest(generation: GenerationReport) -> str:
     if generation.oldest_parked_seconds is None:
         return ""
     return f", the oldest for {generation.oldest_parked_seconds:,.0f} s"
-
-
-def _instant(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _known(value: object) -> str:
