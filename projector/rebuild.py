@@ -35,12 +35,12 @@ SELECT DISTINCT c.relname, g.rolname, a.privilege_type
  WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind = 'r' AND a.grantee <> c.relowner
 """
 
-# Decisions whose place a generation has come to and that it has not applied.
+# Decisions that have no place yet, or whose place a generation has come to, and that it has not applied.
 NOT_APPLIED = """
 SELECT count(*) FROM rxstore.decision d
   JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition AND {same_log}
   {registered}
- WHERE {stands} AND d.number > c.decisions_applied AND d.effect_offset <= c.next_offset
+ WHERE {stands} AND (d.number IS NULL OR (d.number > c.decisions_applied AND d.effect_offset <= c.next_offset))
 """
 
 

@@ -543,6 +543,9 @@ def test_a_generation_as_of_a_time_is_not_ready_before_it_has_applied_what_was_d
     decided(looking_back, 2, decided_at=THEN + moment.MILLISECOND)
     assert not rebuilding.lag(settings, looking_back, "g2").ready
     change(looking_back, "UPDATE rx_g2.checkpoint SET decisions_applied = 1 WHERE partition_number = 1")
+    change(looking_back, "UPDATE rxstore.decision SET number = NULL, effect_offset = NULL WHERE number = 1")
+    assert not rebuilding.lag(settings, looking_back, "g2").ready
+    change(looking_back, "UPDATE rxstore.decision SET number = 1, effect_offset = 9 WHERE number IS NULL")
     assert rebuilding.lag(settings, looking_back, "g2").ready
 
 
