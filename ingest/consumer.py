@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from threading import Event
 from typing import Any
 
@@ -53,7 +54,8 @@ class Worker:
 
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
     With ``keep_going`` it also sets aside what looks like a bad deploy. ``build_bytes`` is the memory in which a
-    generation that is being built is folded until this worker is near the end for the first time; 0 for none.
+    generation that is being built is folded until this worker is near the end for the first time; 0 for none. For a
+    generation that is built as of a time, ``until``, partitions end at ``ends``: nothing from there on is read.
     """
 
     topic: str
@@ -70,6 +72,8 @@ class Worker:
     stopping: Event
     keep_going: bool = False
     build_bytes: int = 0
+    until: datetime | None = None
+    ends: Mapping[int, int] | None = None
     counts: Counts = field(default_factory=Counts)
     _unwritten: Unwritten = field(default_factory=Unwritten)
     _one_by_one_to: dict[int, int] = field(default_factory=dict)
@@ -175,8 +179,9 @@ class Worker:
                 self._wait(consumer, error)
                 return
             self._claims[partition.partition] = claim
-            log_identity.seek(consumer, partition, claim.next_offset, claim.leader_epoch)
-            consumer.resume(partition)
+            if not self._is_complete(claim):  # else it stays paused: the log need not even have that offset any more
+                log_identity.seek(consumer, partition, claim.next_offset, claim.leader_epoch)
+                consumer.resume(partition)
             log.info(
                 "claimed %s[%d] at offset %d, epoch %d",
                 self.topic,
@@ -208,7 +213,7 @@ class Worker:
     def _claim(self, consumer: KafkaConsumer, partition: TopicPartition) -> Claim:
         first = consumer.beginning_offsets([partition])[partition]
         end = consumer.end_offsets([partition])[partition]
-        self._known_ends[partition.partition] = end
+        self._known_ends[partition.partition] = end if self.ends is None else min(end, self.ends[partition.partition])
         self._check_topic(consumer)
         session = self._connection()
         claim = checkpoints.claim(
@@ -230,7 +235,7 @@ class Worker:
                 first,
                 extra={"action": "incomplete_log"},
             )
-        if claim.next_offset < first:
+        if claim.next_offset < first and not self._is_complete(claim):
             raise TopicMismatch(
                 f"{self.topic}[{partition.partition}] begins at offset {first}, but {claim.next_offset} is the next to "
                 "be read: retention took events away that were never folded. 'rxstore diagnose' says what helps"
@@ -253,6 +258,7 @@ class Worker:
         next_offsets: dict[int, int] = {}
         leader_epochs: dict[int, int] = {}
         for partition, records in polled.items():
+            records = self._within(partition.partition, records)
             if partition.partition in self._claims and records:
                 items.extend(self.decode(record_of(record)) for record in records)
                 next_offsets[partition.partition] = records[-1].offset + 1
@@ -263,12 +269,23 @@ class Worker:
             partition = TopicPartition(self.topic, number)
             if partition in assigned:
                 reached = consumer.position(partition, timeout_ms=POLL_TIMEOUT_MS)
+                if reached is not None and self.ends is not None and reached >= self.ends[number]:
+                    reached = self.ends[number]
+                    consumer.pause(partition)
                 if reached is not None and reached > next_offsets.get(number, self._reached(claim)):
                     next_offsets[number] = reached
                     leader_epochs.pop(number, None)  # a marker may be a later leader's than the last record
         if not self.keep_going:
             self._readability.look(items)
         return Batch(items, next_offsets, leader_epochs)
+
+    def _is_complete(self, claim: Claim) -> bool:
+        """Whether a partition has been read to where it ends for this generation."""
+        return self.ends is not None and claim.next_offset >= self.ends[claim.partition]
+
+    def _within(self, number: int, records: Sequence[Any]) -> Sequence[Any]:
+        """Leave out the records that stand where the partition has ended for this generation."""
+        return records if self.ends is None else [record for record in records if record.offset < self.ends[number]]
 
     def _project(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> None:
         """Project the batch, again and again until it is in the database or no longer this worker's."""
@@ -511,6 +528,8 @@ class Worker:
                     [TopicPartition(self.topic, number) for number in self._claims], timeout_ms=ENDS_TIMEOUT_MS
                 )
                 self._ends = (row[0] if row else None, {tp.partition: end for tp, end in ends.items()})
+                if self.ends is not None:
+                    self._ends = (self.until, {number: self.ends[number] for number in self._claims})
                 self._known_ends.update(self._ends[1])
                 self._commit(consumer)
             if self._ends is None:
@@ -593,7 +612,7 @@ class Worker:
         while time.monotonic() < until and not self.stopping.wait(min(HOLD_SLICE_SECONDS, until - time.monotonic())):
             _stay(consumer)
         still = consumer.assignment()
-        claimed = [TopicPartition(self.topic, number) for number in self._claims]
+        claimed = [TopicPartition(self.topic, n) for n, claim in self._claims.items() if not self._is_complete(claim)]
         consumer.resume(*[partition for partition in claimed if partition in still])
 
 

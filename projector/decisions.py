@@ -49,13 +49,23 @@ SELECT = (
 
 # Offsets of a topic that was made again under the same name mean other records.
 SAME_LOG = "(d.topic_id IS NULL OR c.topic_id IS NULL OR d.topic_id = c.topic_id)"
+# A decision stands unless it is revoked; for a generation that is built as of a time, if it stood then.
+STANDS = (
+    "(CASE WHEN g.until IS NULL THEN d.revoked_at IS NULL "
+    "ELSE d.decided_at <= g.until AND (d.revoked_at IS NULL OR d.revoked_at > g.until) END)"
+)
+
+
+def registered(schema: str) -> str:
+    """Return the join with a schema's row in the register, which ``STANDS`` asks."""
+    return f"LEFT JOIN rxstore.generation g ON g.name = '{schema.removeprefix('rx_')}'"
 
 
 def waiting(connection: Connection[Any], schema: str, topic: str, partitions: Iterable[int]) -> list[Decision]:
     """Return the decisions about streams of these partitions that this generation has not applied, in their order."""
     rows = connection.execute(
         f"{SELECT} JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition "
-        f"AND {SAME_LOG} WHERE d.topic = %s AND d.stream_partition = ANY(%s) AND d.revoked_at IS NULL "
+        f"AND {SAME_LOG} {registered(schema)} WHERE d.topic = %s AND d.stream_partition = ANY(%s) AND {STANDS} "
         "AND (d.number IS NULL OR d.number > c.decisions_applied) ORDER BY d.number NULLS LAST, d.id",
         (topic, sorted(partitions)),
         prepare=True,
@@ -70,8 +80,8 @@ def of_stream(connection: Connection[Any], schema: str, topic: str, key: str) ->
     """
     rows = connection.execute(
         f"{SELECT} JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition "
-        f"AND {SAME_LOG} WHERE d.topic = %s AND d.stream_key = %s AND d.number <= c.decisions_applied "
-        "AND d.revoked_at IS NULL ORDER BY d.number",
+        f"AND {SAME_LOG} {registered(schema)} WHERE d.topic = %s AND d.stream_key = %s "
+        f"AND d.number <= c.decisions_applied AND {STANDS} ORDER BY d.number",
         (topic, key),
     )
     return [_loaded(row) for row in rows]
@@ -93,7 +103,8 @@ def give_effect(connection: Connection[Any], decisions: Sequence[Decision]) -> N
 
     The checkpoint rows are written, not only locked: a batch that is under way in another generation then fails its
     comparison of snapshots and looks again, instead of passing the offset unseen. The lock on the register comes before
-    the snapshot, so that a generation which is being registered is either seen or waits.
+    the snapshot, so that a generation which is being registered is either seen or waits. One that is built as of a time
+    is not asked: what is decided now did not stand then.
 
     Raises LockNotAvailable when another generation's checkpoint is being written for longer than a moment, as when a
     build writes what it folded in memory: try again then, rather than let all else wait for it.
@@ -101,7 +112,10 @@ def give_effect(connection: Connection[Any], decisions: Sequence[Decision]) -> N
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute("LOCK TABLE rxstore.generation IN ROW SHARE MODE")
         cursor.execute(f"SET LOCAL lock_timeout = '{PATIENCE_MS}ms'")
-        cursor.execute("SELECT name FROM rxstore.generation WHERE state = ANY(%s) ORDER BY name", (list(ACTIVE),))
+        cursor.execute(
+            "SELECT name FROM rxstore.generation WHERE state = ANY(%s) AND until IS NULL ORDER BY name",
+            (list(ACTIVE),),
+        )
         names = [row[0] for row in cursor.fetchall()]
         for decision in decisions:
             offset = max(_last_effect(cursor, decision), *(_touch(cursor, f"rx_{name}", decision) for name in names))
@@ -143,8 +157,8 @@ def check_none_is_passed(cursor: Cursor[Any], schema: str, topic: str, next_offs
     cursor.execute(
         "SELECT d.stream_partition, min(d.effect_offset) FROM rxstore.decision d "
         f"JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition AND {SAME_LOG} "
-        "WHERE d.topic = %s AND d.stream_partition = ANY(%s) AND d.number > c.decisions_applied "
-        "AND d.revoked_at IS NULL GROUP BY d.stream_partition",
+        f"{registered(schema)} WHERE d.topic = %s AND d.stream_partition = ANY(%s) "
+        f"AND d.number > c.decisions_applied AND {STANDS} GROUP BY d.stream_partition",
         (topic, sorted(next_offsets)),
         prepare=True,
     )

@@ -6,6 +6,7 @@ The views of schema ``rxstore`` are all that readers see; replacing them in one 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import as_file, files
@@ -16,9 +17,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, insert, select, text, update
+from sqlalchemy import Connection, Engine, insert, null, select, text, update
 
 from projector import tables, views
+from projector.decisions import ACTIVE
 from projector.definition import DEFINITION, hashes
 
 # Everybody who migrates takes this lock first ("rxstore" in ASCII), so that two at once do the work once.
@@ -41,7 +43,12 @@ class SettingsDiffer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A registered read model. ``settings`` are those that change what events mean, as they were when it was made."""
+    """A registered read model. ``settings`` are those that change what events mean, as they were when it was made.
+
+    One that is built as of a time has that in ``until``, and in ``ends`` the offset at which each partition ends for
+    it: it is never live, and once it has come there nothing more is to be done for it. ``retire_at`` is when the
+    previous generation is let go, if that is planned.
+    """
 
     name: str
     state: str
@@ -53,6 +60,14 @@ class Generation:
     partitions: int | None
     registered_at: datetime
     throttle: str | None = None
+    until: datetime | None = None
+    ends: dict[int, int] | None = None
+    retire_at: datetime | None = None
+
+    @property
+    def is_fed(self) -> bool:
+        """Return whether projectors feed it: one that is built as of a time only until it is complete."""
+        return self.state in ACTIVE and not (self.until is not None and self.state == "ready")
 
     @property
     def schema(self) -> str:
@@ -143,6 +158,8 @@ def register(
     settings: dict[str, Any],
     topic_id: str | None = None,
     partitions: int | None = None,
+    until: datetime | None = None,
+    ends: Mapping[int, int] | None = None,
 ) -> None:
     """Enter a generation of this code's definition; what the topic is can be remembered later."""
     schema_of(name)
@@ -157,6 +174,8 @@ def register(
             topic_id=topic_id,
             partitions=partitions,
             views=tables.VIEWS,
+            until=until,
+            ends=null() if ends is None else {str(number): end for number, end in sorted(ends.items())},
         )
     )
 
@@ -250,4 +269,7 @@ def _loaded(row: Any) -> Generation:  # noqa: ANN401 - a row's mapping
         partitions=row["partitions"],
         registered_at=row["registered_at"],
         throttle=row["throttle"],
+        until=row["until"],
+        ends=None if row["ends"] is None else {int(number): end for number, end in row["ends"].items()},
+        retire_at=row["retire_at"],
     )

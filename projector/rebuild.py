@@ -1,5 +1,7 @@
 """A new generation beside the live one: staged, noted as ready, promoted, rolled back, given up or retired.
 
+One that is built as of a time takes the same way, but for the switch: it can never be live.
+
 Each step is one transaction, and is entered in the register's history with who did it and on what evidence. Only one
 of these commands runs at a time; whoever is second is told so.
 """
@@ -9,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 
 from projector import generations, tables
+from projector.decisions import SAME_LOG, STANDS, registered
 from projector.generations import MIGRATION_LOCK, Generation
 
 REBUILD_LOCK = MIGRATION_LOCK + 1
@@ -30,6 +33,14 @@ GRANTS_ON_TABLES = """
 SELECT DISTINCT c.relname, g.rolname, a.privilege_type
   FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles g ON g.oid = a.grantee
  WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind = 'r' AND a.grantee <> c.relowner
+"""
+
+# Decisions that have no place yet, or whose place a generation has come to, and that it has not applied.
+NOT_APPLIED = """
+SELECT count(*) FROM rxstore.decision d
+  JOIN {schema}.checkpoint c ON c.topic = d.topic AND c.partition_number = d.stream_partition AND {same_log}
+  {registered}
+ WHERE {stands} AND (d.number IS NULL OR (d.number > c.decisions_applied AND d.effect_offset <= c.next_offset))
 """
 
 
@@ -65,6 +76,11 @@ def alone(engine: Engine) -> Iterator[None]:
             yield
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": REBUILD_LOCK})
+
+
+def precisely(at: datetime) -> str:
+    """Return an instant for people and scripts to read: RFC 3339, in UTC."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 # history --------------------------------------------------------------------------------------------------------------
@@ -114,8 +130,13 @@ def stage(
     who: str,
     state: str = "building",
     keep_decisions: bool = False,
+    until: datetime | None = None,
+    ends: Mapping[int, int] | None = None,
 ) -> None:
     """Make a generation's schema and enter it in the register as being built, or loaded from an archive.
+
+    With ``until`` it is built as of that time and no further than ``ends``, which are also held: whoever feeds it, of
+    whatever version, no batch goes beyond. There may be any number of these, beside the one candidate.
 
     With ``keep_decisions`` those about the live generation's topic hold for this one too: its records are the same at
     the same offsets.
@@ -128,7 +149,7 @@ def stage(
     if (known := generations.find(connection, name)) is not None:
         raise WrongState(f"there is a generation {name} already ({known.state}): choose another name")
     for other in generations.every(connection):
-        if other.state in CANDIDATE:
+        if until is None and other.until is None and other.state in CANDIDATE:
             raise WrongState(
                 f"generation {other.name} is {other.state} already: promote it or give it up with "
                 f"'rxstore rebuild abort {other.name}' first"
@@ -138,11 +159,12 @@ def stage(
     schema = generations.schema_of(name)
     connection.execute(
         text(
-            f"INSERT INTO {schema}.checkpoint (topic, partition_number, next_offset, epoch, topic_id) "
-            "VALUES (:topic, :number, :first, 0, :topic_id)"
+            f"INSERT INTO {schema}.checkpoint (topic, partition_number, next_offset, epoch, topic_id, hold_at, "
+            "hold_until) VALUES (:topic, :number, :first, 0, :topic_id, CAST(:end AS bigint), "
+            "CASE WHEN CAST(:end AS bigint) IS NOT NULL THEN CAST('infinity' AS timestamptz) END)"
         ),
         [
-            {"topic": topic, "number": number, "first": first, "topic_id": topic_id}
+            {"topic": topic, "number": number, "first": first, "topic_id": topic_id, "end": (ends or {}).get(number)}
             for number, first in sorted(first_offsets.items())
         ],
     )
@@ -156,10 +178,17 @@ def stage(
         settings=dict(settings),
         topic_id=topic_id,
         partitions=len(first_offsets),
+        until=until,
+        ends=ends,
     )
     kept = _copy_decisions(connection, live, topic, topic_id) if keep_decisions else 0
     begins = {str(number): first for number, first in sorted(first_offsets.items())}
-    details = {"topic": topic, "topic_id": topic_id, "from_offsets": begins, "decisions_kept": kept}
+    details: dict[str, Any] = {"topic": topic, "topic_id": topic_id, "from_offsets": begins, "decisions_kept": kept}
+    if until is not None:
+        details |= {
+            "until": precisely(until),
+            "to_offsets": {str(number): end for number, end in (ends or {}).items()},
+        }
     note(connection, name, "staged", who=who, details=details)
 
 
@@ -169,16 +198,31 @@ def loaded(connection: Connection, name: str, *, who: str) -> Generation:
     generation = in_state(connection, name, "loading")
     _set_state(connection, name, "building")
     note(connection, name, "loaded", who=who, details={"offsets": offsets(connection, generation)})
-    return in_state(connection, name, "building")
+    if generation.until is not None:
+        for number, end in (generation.ends or {}).items():
+            connection.execute(
+                text(
+                    f"UPDATE {generation.schema}.checkpoint SET caught_up_at = :until "
+                    "WHERE topic = :topic AND partition_number = :number AND next_offset >= :end"
+                ),
+                {"until": generation.until, "topic": generation.topic, "number": number, "end": end},
+            )
+        note_ready(connection, in_state(connection, name, "building"), who=who)
+    return in_state(connection, name, "building", "ready")
 
 
 def note_ready(connection: Connection, generation: Generation, *, who: str) -> bool:
-    """Call a generation ready once every partition has been read to an end that it had; whether it is now."""
+    """Call a generation ready once every partition has been read to an end that it had; whether it is now.
+
+    One that is built as of a time must also have applied every decision of then: nobody feeds it any more after this.
+    """
     count, seen = connection.execute(
         text(f"SELECT count(*), count(caught_up_at) FROM {generation.schema}.checkpoint WHERE topic = :topic"),
         {"topic": generation.topic},
     ).one()
     if not count or seen < count or count != generation.partitions:
+        return False
+    if generation.until is not None and connection.execute(text(_not_applied(generation.schema))).scalar_one():
         return False
     became = connection.execute(
         update(tables.generation)
@@ -190,10 +234,24 @@ def note_ready(connection: Connection, generation: Generation, *, who: str) -> b
     return True
 
 
-def promote(connection: Connection, name: str, *, who: str, details: Mapping[str, Any]) -> str:
-    """Point the views at a generation that is ready; what was live becomes the previous one. Return its name."""
+def _not_applied(schema: str) -> str:
+    return NOT_APPLIED.format(schema=schema, same_log=SAME_LOG, registered=registered(schema), stands=STANDS)
+
+
+def promote(
+    connection: Connection,
+    name: str,
+    *,
+    who: str,
+    details: Mapping[str, Any],
+    retire_at: datetime | timedelta | None = None,
+) -> str:
+    """Point the views at a generation that is ready; what was live becomes the previous one. Return its name.
+
+    With ``retire_at`` that one is let go then, or so long after now.
+    """
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-    generation = in_state(connection, name, "ready")
+    generation = can_be_live(in_state(connection, name, "ready"))
     live = generations.live(connection)
     for other in generations.every(connection):
         if other.state == "previous":
@@ -201,6 +259,8 @@ def promote(connection: Connection, name: str, *, who: str, details: Mapping[str
                 f"generation {other.name} is kept for the way back already: 'rxstore rebuild retire {other.name}' first"
             )
     _switch(connection, live, "previous", generation, "promoted", who=who, details=details)
+    if retire_at is not None:
+        plan_retirement(connection, live.name, retire_at, who=who)
     return live.name
 
 
@@ -229,7 +289,8 @@ def _switch(
     }
     generations.show(connection, to.name)
     _set_state(connection, live.name, becomes)
-    _set_state(connection, to.name, "live", promoted_at=func.clock_timestamp())
+    # A plan to let it go was made when it was the previous one.
+    _set_state(connection, to.name, "live", promoted_at=func.clock_timestamp(), retire_at=None, retire_by=None)
     note(connection, to.name, action, who=who, details=found)
     note(connection, live.name, becomes, who=who, details={"live": to.name})
 
@@ -248,6 +309,63 @@ def retire(connection: Connection, name: str, *, who: str) -> Generation:
     _set_state(connection, name, "retired")
     note(connection, name, "retired", who=who, details={"offsets": offsets(connection, generation)})
     return generation
+
+
+def plan_retirement(connection: Connection, name: str, at: datetime | timedelta | None, *, who: str) -> Generation:
+    """Let the previous generation go at a time, or so long after now; with None it is kept until somebody lets it go.
+
+    The clock is the database's. WrongState for a time that has passed.
+    """
+    generation = in_state(connection, name, "previous")
+    now: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    due = now + at if isinstance(at, timedelta) else at
+    if due is not None and due <= now:
+        raise WrongState(f"{precisely(due)} has passed: 'rxstore rebuild retire {name}' lets {name} go at once")
+    _set_state(connection, name, "previous", retire_at=due, retire_by=None if due is None else who)
+    if due is not None:
+        note(connection, name, "retirement_planned", who=who, details={"retire_at": precisely(due)})
+    elif generation.retire_at is not None:
+        note(connection, name, "retirement_cancelled", who=who, details={"retire_at": precisely(generation.retire_at)})
+    return in_state(connection, name, "previous")
+
+
+def retire_due(connection: Connection, *, by: str) -> Generation | None:
+    """Retire the previous generation if its time has come and no rebuild command runs; return it then.
+
+    ``by`` is who carries it out; done by whom is who planned it.
+    """
+    table = tables.generation
+    due = (table.c.state == "previous") & (table.c.retire_at <= func.clock_timestamp())
+    if connection.execute(select(table.c.name).where(due)).first() is None or not _alone_until_the_end(connection):
+        return None
+    row = connection.execute(select(table.c.name, table.c.retire_at, table.c.retire_by).where(due)).first()
+    if row is None:
+        return None
+    generation = in_state(connection, row.name, "previous")
+    _set_state(connection, row.name, "retired")
+    details = {
+        "offsets": offsets(connection, generation),
+        "planned_for": precisely(row.retire_at),
+        "carried_out_by": by,
+    }
+    note(connection, row.name, "retired", who=row.retire_by, details=details)
+    return generation
+
+
+def drop_retired(connection: Connection) -> list[Generation]:
+    """Drop what is left of generations that were retired at their time, if no rebuild command runs; return them."""
+    left = [one for one in left_standing(connection) if one.state == "retired" and one.retire_at is not None]
+    if not left or not _alone_until_the_end(connection):
+        return []
+    for generation in left:
+        drop(connection, generation)
+    return left
+
+
+def _alone_until_the_end(connection: Connection) -> bool:
+    """Whether no rebuild command runs; until the end of this transaction none begins then."""
+    free: bool = connection.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": REBUILD_LOCK}).scalar_one()
+    return free
 
 
 def drop(connection: Connection, generation: Generation) -> None:
@@ -279,20 +397,37 @@ def in_state(connection: Connection, name: str, *states: str) -> Generation:
     return generation
 
 
-def being_loaded(connection: Connection, name: str | None) -> Generation | None:
-    """Return the generation that is being loaded from an archive, if it is this one or no name is given."""
+def can_be_live(generation: Generation) -> Generation:
+    """Return the generation; WrongState for one that is built as of a time."""
+    if generation.until is not None:
+        raise WrongState(
+            f"generation {generation.name} is the state as of {precisely(generation.until)} and can never be live: "
+            "'rxstore query' looks at it, and 'rxstore rebuild stage' without --until makes one that can be"
+        )
+    return generation
+
+
+def being_loaded(connection: Connection, name: str | None, until: datetime | None) -> Generation | None:
+    """Return the generation that is being loaded from an archive as of the same time, of this name if one is given."""
     for generation in generations.every(connection):
-        if generation.state == "loading" and name in {None, generation.name}:
+        if generation.state == "loading" and generation.until == until and name in {None, generation.name}:
             return generation
     return None
 
 
 def candidate(connection: Connection) -> Generation:
-    """Return the one generation that is being built or ready; WrongState when there is none."""
+    """Return the one generation that is being built or ready; WrongState when there is none.
+
+    Those that are built as of a time are none: they have to be named.
+    """
+    looking_back = []
     for generation in generations.every(connection):
-        if generation.state in CANDIDATE:
+        if generation.state in CANDIDATE and generation.until is None:
             return generation
-    raise WrongState("no generation is being built: 'rxstore rebuild stage' begins one")
+        if generation.state in CANDIDATE:
+            looking_back.append(generation.name)
+    but = f" ({', '.join(looking_back)}, as of a time, must be named)" if looking_back else ""
+    raise WrongState(f"no generation is being built{but}: 'rxstore rebuild stage' begins one")
 
 
 def previous_generation(connection: Connection) -> Generation:

@@ -146,28 +146,19 @@ def _is_after(happening: Happening, mark: SetAside) -> bool:
     return arrival.record.timestamp_ms > mark.timestamp_ms
 
 
-def until(happenings: Iterable[Happening], at_ms: int) -> list[Happening]:
-    """Return what had happened at an instant: the log's order decides, and the records' timestamps where to cut it.
+def until(happenings: Iterable[Happening], ends: Mapping[int, int]) -> list[Happening]:
+    """Return what had happened when the partitions ended at these offsets: records before them, and all decisions.
 
-    Among the records of the stream's partition all count up to the last one that is stamped at or before the instant,
-    so that the state shown is one that the prescription really had. Decisions must be chosen by their own times before.
+    Decisions must be chosen before: those that had been made and stood.
     """
-    told = list(happenings)
-    last = max(
-        (
-            item.record.position.offset
-            for item, _ in told
-            if isinstance(item, Accepted | Quarantined) and item.record.timestamp_ms <= at_ms
-        ),
-        default=-1,
-    )
 
     def had_come(arrival: Arrival | SetAside) -> bool:
-        if isinstance(arrival, SetAside):
-            return arrival.timestamp_ms <= at_ms
-        return isinstance(arrival, Retry | Skip) or arrival.record.position.offset <= last
+        if isinstance(arrival, Retry | Skip):
+            return True
+        position = arrival.position if isinstance(arrival, SetAside) else arrival.record.position
+        return position.offset < ends[position.partition]
 
-    return [happening for happening in told if had_come(happening.arrival)]
+    return [happening for happening in happenings if had_come(happening.arrival)]
 
 
 class _Telling:

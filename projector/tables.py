@@ -13,6 +13,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Date,
     DateTime,
@@ -69,6 +70,13 @@ generation = Table(
     Column("throttle", Text),
     Column("throttle_rate", Integer),
     Column("throttle_p99_ms", Double),
+    # Of one that is built as of a time: that time, and where each partition ends for it.
+    Column("until", INSTANT),
+    Column("ends", JSONB),
+    # Of the previous one: when the projectors let it go, and who planned that.
+    Column("retire_at", INSTANT),
+    Column("retire_by", Text),
+    CheckConstraint("until IS NULL OR state NOT IN ('live', 'previous')", name="until_never_live"),
     Index("generation_live_ix", "state", unique=True, postgresql_where=text("state = 'live'")),
 )
 

@@ -252,7 +252,9 @@ class Desk:
     def _fed(self) -> list[Generation]:
         """Return the generations that are fed and have read something; Refused when one means something else."""
         with self.engine.connect() as connection:
-            fed = [one for one in generations.every(connection) if one.state in decisions.ACTIVE and one.partitions]
+            every = generations.every(connection)
+        # What is decided, revoked or written anew now says nothing about a state as of a time.
+        fed = [one for one in every if one.state in decisions.ACTIVE and one.partitions and one.until is None]
         for generation in fed:
             if (reason := store.other_meaning(generation)) is not None:
                 raise Refused(

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from kafka.errors import KafkaError
+from psycopg import errors
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -50,6 +51,11 @@ class Fed:
     log: Log
     fleet: Fleet
 
+    @property
+    def ends(self) -> dict[int, int]:
+        """Return where each partition ends: as the topic was found, or as of the generation's time."""
+        return self.generation.ends or self.log.end_offsets
+
 
 @dataclass(slots=True)
 class Feeder:
@@ -70,6 +76,7 @@ class Feeder:
     _left_out: dict[str, str] = field(default_factory=dict)
     _stopped: dict[str, str] = field(default_factory=dict)
     _looked_at: float = 0.0
+    _may_not_drop: bool = False
     _prober: Prober = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,7 +136,15 @@ class Feeder:
     def _look(self) -> None:
         active = {generation.name: generation for generation in self._active()}
         for name in [name for name in self.fed if name not in active]:
-            log.warning("generation %s is no longer to be fed", name, extra={"action": "not_fed"})
+            if (until := self.fed[name].generation.until) is None:
+                log.warning("generation %s is no longer to be fed", name, extra={"action": "not_fed"})
+            else:
+                log.info(
+                    "generation %s is no longer fed: it is as of %s",
+                    name,
+                    rebuild.precisely(until),
+                    extra={"action": "complete"},
+                )
             self._stop(name)
         for name, generation in active.items():
             if name in self.fed or name in self._stopped:
@@ -140,16 +155,49 @@ class Feeder:
                 self._leave_out(name, str(error))
         with self.engine.begin() as connection:
             for generation in active.values():
+                # One as of a time is complete when it is ready: the next look lets go of it.
                 if generation.state == "building" and generation.name in self.fed:
                     rebuild.note_ready(connection, generation, who=store.somebody())
         self._prober.follow(active[name] for name in self.fed)
+        if self.only is None:
+            self._retire()
         if not self.fed:
             raise Refused("no generation is left that this version may feed: see 'rxstore status'")
 
+    def _retire(self) -> None:
+        """Let the previous generation go when its planned time has come, and drop what is left of it a look later.
+
+        By then other machines have noticed too. Without the right to drop tables they are left to a rebuild command.
+        """
+        try:
+            with self.engine.begin() as connection:
+                dropped = [] if self._may_not_drop else rebuild.drop_retired(connection)
+        except DBAPIError as error:
+            if isinstance(error.orig, errors.InsufficientPrivilege):
+                self._may_not_drop = True
+                log.warning(
+                    "this role may not drop the tables of what was retired: 'rxstore rebuild retire' does",
+                    extra={"action": "retired"},
+                )
+            elif not isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected):
+                raise
+            dropped = []
+        for generation in dropped:
+            log.info("the tables of generation %s are dropped", generation.name, extra={"action": "retired"})
+        with self.engine.begin() as connection:
+            gone = rebuild.retire_due(connection, by=store.somebody())
+        if gone is not None:
+            log.info("generation %s is retired, as was planned", gone.name, extra={"action": "retired"})
+            if gone.name in self.fed:
+                self._stop(gone.name)
+
     def _active(self) -> list[Generation]:
+        """Return what is to be fed; the one that is asked for also when nothing is left to do for it."""
         with self.engine.connect() as connection:
             every = generations.every(connection)
-        return [one for one in every if one.state in ACTIVE and self.only in {None, one.name}]
+        if self.only is not None:
+            return [one for one in every if one.state in ACTIVE and one.name == self.only]
+        return [one for one in every if one.is_fed]
 
     def _feed(self, generation: Generation) -> None:
         """Start workers for a generation; raises what speaks against it."""
@@ -203,6 +251,8 @@ def worker_options(settings: Settings, generation: Generation, log: Log, *, keep
         keep_going=keep_going,
         log_level=settings.log_level,
         log_format=settings.log_format,
+        until=generation.until,
+        ends=generation.ends,
     )
 
 
@@ -230,7 +280,7 @@ class CaughtUp:
     def __call__(self) -> bool:
         """Look, and show the progress."""
         at, noted = self._stands()
-        ends = {(one.generation.name, number): end for one in self.fed for number, end in one.log.end_offsets.items()}
+        ends = {(one.generation.name, number): end for one in self.fed for number, end in one.ends.items()}
         if not self._first:
             self._first = at
             self.progress.total = sum(max(0, end - at[key]) for key, end in ends.items())
@@ -247,12 +297,14 @@ class CaughtUp:
         with self.engine.connect() as connection:
             self._began = self._began or connection.execute(text("SELECT clock_timestamp()")).scalar_one()
             for one in self.fed:
+                # Of a generation as of a time that is noted once, and as that time.
+                began = one.generation.until or self._began
                 rows = connection.execute(
                     text(
                         "SELECT partition_number, next_offset, caught_up_at >= :began FROM "
                         f"{one.generation.schema}.checkpoint WHERE topic = :topic"
                     ),
-                    {"topic": one.log.name, "began": self._began},
+                    {"topic": one.log.name, "began": began},
                 ).all()
                 stands = {int(row[0]): int(row[1]) for row in rows}
                 for number, begin in one.log.first_offsets.items():

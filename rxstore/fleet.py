@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -77,6 +78,8 @@ class WorkerOptions:
     keep_going: bool
     log_level: str
     log_format: str
+    until: datetime | None = None
+    ends: dict[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -196,6 +199,8 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         remembered_streams=REMEMBERED_STREAMS,
         stopping=stopping,
         keep_going=options.keep_going,
+        until=options.until,
+        ends=options.ends,
     )
     collect_garbage_rarely()
     try:

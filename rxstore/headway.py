@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -132,6 +132,8 @@ def look(connection: Connection, generation: Generation, log: Log | None, unreac
             "worker": SESSION_OPTIONS["application_name"],
         },
     ).all()
+    if log is not None and generation.ends is not None:
+        log = replace(log, end_offsets=generation.ends)
     staged = rebuild.last(connection, generation.name, "staged")
     begins = {int(number): first for number, first in (staged.details["from_offsets"] if staged else {}).items()}
     if log is not None:

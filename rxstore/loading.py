@@ -13,9 +13,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -159,7 +159,10 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
                 first=archive.first_offset(partition) or 0,
             )
             try:
-                _Loading(runner, claim, pace).load(archive, options.batch_records, options.build_bytes)
+                ends = options.ends or {}
+                _Loading(runner, claim, pace).load(
+                    archive, options.batch_records, options.build_bytes, ends.get(partition)
+                )
             except (ArchiveBroken, FencingLost, TooManyFailing) as error:
                 print(f"rxstore: {error}", file=sys.stderr, flush=True)
                 sys.exit(Refused.exit_code)
@@ -194,15 +197,18 @@ class _Loading:
     pace: Pace
     unwritten: Unwritten = field(default_factory=Unwritten)
 
-    def load(self, archive: Archive, batch_records: int, build_bytes: int) -> None:
+    def load(self, archive: Archive, batch_records: int, build_bytes: int, until: int | None) -> None:
+        """Fold what the archive has, up to offset ``until`` if the partition ends there for this generation."""
         end = archive.next_offset(self.claim.partition) or 0
+        if until is not None:
+            end = min(end, until)
         if build_bytes:
             try:
-                self._build(archive, batch_records, build_bytes)
+                self._build(self._records(archive, end), batch_records, build_bytes)
             except OneByOne as error:
                 log.info("reading again, batch by batch: %s", error, extra={"action": "one_by_one"})
                 self.unwritten.clear()
-        records = archive.records(self.claim.partition, self.claim.next_offset)
+        records = self._records(archive, end)
         while batch := list(islice(records, self._room(batch_records))):
             self.pace.took(len(batch))
             self._project(batch, batch[-1].position.offset + 1)
@@ -210,10 +216,13 @@ class _Loading:
             self._project([], end)
         self._apply_decisions()
 
-    def _build(self, archive: Archive, batch_records: int, build_bytes: int) -> None:
+    def _records(self, archive: Archive, end: int) -> Iterator[Record]:
+        records = archive.records(self.claim.partition, self.claim.next_offset)
+        return takewhile(lambda record: record.position.offset < end, records)
+
+    def _build(self, waiting: Iterator[Record], batch_records: int, build_bytes: int) -> None:
         """Fold in memory, and write when that is full and at the end."""
         number = self.claim.partition
-        waiting = archive.records(number, self.claim.next_offset)
         while records := list(islice(waiting, self._room(batch_records))):
             self.pace.took(len(records))
             batch = self._decoded(records, records[-1].position.offset + 1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,15 +16,17 @@ from psycopg import errors
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
+from ingest import moment
 from ingest.archive import Archive
 from projector import building, generations, rebuild
 from projector import verify as verifying
 from projector.generations import Generation, NotMigrated
-from projector.rebuild import AnotherRuns, WrongState
+from projector.rebuild import AnotherRuns, WrongState, precisely
 from projector.verify import Comparison, NotTogether
 from rxstore import headway, loading, store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.feeding import worker_options
+from rxstore.fleet import make_reader
 from rxstore.headway import Headway
 from rxstore.probing import Prober
 from rxstore.progress import Board
@@ -46,7 +49,7 @@ STANDS_STILL_AFTER_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far a generation is behind the end of its topic, and whether it has been at every end once."""
+    """How far a generation is behind the end of its topic, or its own; and whether it has been at every end once."""
 
     generation: Generation
     events: int
@@ -66,8 +69,12 @@ def stage(
     *,
     keep_decisions: bool = False,
     throttle: str | None = None,
+    until: datetime | None = None,
+    say: Say = lambda _: None,
 ) -> Generation:
     """Register a generation of this version, of the settings and the topic as they are now, and make its schema.
+
+    With ``until`` it is to be the state as of that time: where each partition ends for it is found out now and kept.
 
     With an archive it begins where that begins and is not fed until ``load`` is done with it; one that was stopped
     while it was loading is returned again. Decisions name offsets, so they hold for the same topic, and for another
@@ -76,6 +83,12 @@ def stage(
     log = store.describe_log(settings)
     live = store.live_generation(engine)
     begins = log.first_offsets if archive is None else loading.check(archive, log)
+    ends = None if until is None else _ends(settings, engine, log, begins, archive, until)
+    if until is not None and any(begins.values()):
+        say(
+            f"warning: {log.name} no longer begins at offset 0 in {sum(1 for first in begins.values() if first)} "
+            "partitions: prescriptions whose beginning was taken away are not as they were"
+        )
     is_same = (live.topic, live.topic_id or log.topic_id) == (log.name, log.topic_id or live.topic_id)
     if keep_decisions and live.partitions not in {None, log.partitions}:
         raise Refused(
@@ -84,7 +97,7 @@ def stage(
         )
 
     def step(connection: Connection) -> Generation:
-        if archive is not None and (begun := rebuild.being_loaded(connection, name)) is not None:
+        if archive is not None and (begun := rebuild.being_loaded(connection, name, until)) is not None:
             return begun if throttle is None else _throttle(connection, begun.name, throttle)
         chosen = name or rebuild.next_name(connection)
         rebuild.stage(
@@ -97,6 +110,8 @@ def stage(
             who=store.somebody(),
             state="building" if archive is None else "loading",
             keep_decisions=keep_decisions and not is_same,
+            until=until,
+            ends=ends,
         )
         if throttle is not None:
             _throttle(connection, chosen, throttle)
@@ -104,6 +119,39 @@ def stage(
 
     with _refusing(), rebuild.alone(engine):
         return _step(engine, step)
+
+
+def _ends(
+    settings: Settings,
+    engine: Engine,
+    log: store.Log,
+    begins: Mapping[int, int],
+    archive: Archive | None,
+    until: datetime,
+) -> dict[int, int]:
+    """Return where each partition ended at a time; Refused for one that has not come or that the log has lost."""
+    with engine.connect() as connection:
+        now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    if until > now:
+        raise Refused(f"{precisely(until)} has not come: the database's clock says {precisely(now)}")
+    ends = dict(moment.ends_at(lambda: make_reader(settings.kafka()))(log.name, begins, until))
+    for number in begins if archive is not None else ():
+        if archive is not None and (end := moment.first_later(archive.records(number), until)) is not None:
+            ends[number] = end
+    nothing = {number: end for number, end in sorted(ends.items()) if end.offset <= begins[number]}
+    taken = {number: end for number, end in nothing.items() if begins[number] > 0}
+    if not taken and len(nothing) < len(ends):
+        return {number: end.offset for number, end in ends.items()}
+    known = [(end.next_at, number) for number, end in (taken or nothing).items() if end.next_at is not None]
+    if not known:
+        raise Refused(f"{log.name} has no event from before {precisely(until)}, and none after it")
+    first_at, number = max(known) if taken else min(known)
+    raise Refused(
+        f"{log.name} has nothing from before {precisely(until)}: the first event "
+        + (f"that is left in partition {number}" if taken else "of all")
+        + f" is {log.name}:{number}:{begins[number]}, of {precisely(first_at)}. Name a later time"
+        + (", or an archive that begins earlier (--archive)" if taken else "")
+    )
 
 
 def load(settings: Settings, engine: Engine, generation: Generation, archive: Archive, workers: int) -> Generation:
@@ -121,13 +169,25 @@ def lag(settings: Settings, engine: Engine, name: str) -> Lag:
         generation = _found(connection, name)
         ready = generation.state != "building" or rebuild.note_ready(connection, generation, who=store.somebody())
         generation = _found(connection, name)
-    log = store.describe_log(settings, generation.topic)
+    ends = generation.ends
+    if ends is None:
+        log = store.describe_log(settings, generation.topic)
+    else:
+        log = Log(generation.topic, generation.topic_id, dict.fromkeys(ends, 0), ends)
     with engine.connect() as connection:
         reached = rebuild.offsets(connection, generation)
     events = sum(
         max(0, end - reached.get(str(number), log.first_offsets[number])) for number, end in log.end_offsets.items()
     )
     return Lag(generation, events, ready, log)
+
+
+def is_built(engine: Engine, generation: Generation) -> bool:
+    """Whether nothing is left to do: one as of a time must be ready, since nothing moves it on later."""
+    if generation.until is None:
+        return True
+    with engine.begin() as connection:
+        return rebuild.note_ready(connection, generation, who=store.somebody())
 
 
 def wait(settings: Settings, engine: Engine, name: str | None, *, max_lag: int, timeout: float | None, say: Say) -> Lag:
@@ -192,6 +252,7 @@ def verify(
     with _refusing(), rebuild.alone(engine):
         with engine.connect() as connection:
             chosen = name or rebuild.candidate(connection).name
+            rebuild.can_be_live(rebuild.in_state(connection, chosen, *rebuild.CANDIDATE))
         _within(settings, engine, chosen, VERIFY_MAX_LAG)
         with engine.connect() as connection:
             live, new = generations.live(connection), rebuild.in_state(connection, chosen, "ready")
@@ -279,7 +340,7 @@ def accept(engine: Engine, name: str | None, digest: str, *, why: str | None) ->
     """Accept exactly the differences that the last comparison found, by their digest."""
     with _refusing(), rebuild.alone(engine), engine.begin() as connection:
         chosen = name or rebuild.candidate(connection).name
-        generation = rebuild.in_state(connection, chosen, "ready")
+        generation = rebuild.can_be_live(rebuild.in_state(connection, chosen, "ready"))
         found = rebuild.last(connection, chosen, "verified")
         if found is None or found.details["digest"] != digest:
             last = "it was never compared" if found is None else f"its last comparison has {found.details['digest']}"
@@ -306,12 +367,22 @@ def _evidence(connection: Connection, live: Generation, new: Generation) -> dict
     return {**evidence, "accepted_by": accepted.done_by, "accepted_at": accepted.done_at.isoformat()}
 
 
-def promote(settings: Settings, engine: Engine, name: str | None, *, max_lag: int) -> tuple[str, str]:
-    """Make a ready generation the live one; return its name and that of the one before."""
+def promote(
+    settings: Settings,
+    engine: Engine,
+    name: str | None,
+    *,
+    max_lag: int,
+    retire_at: datetime | timedelta | None = None,
+) -> tuple[str, str]:
+    """Make a ready generation the live one; return its name and that of the one before.
+
+    With ``retire_at`` projectors let the one before go at that time, or so long after now.
+    """
     with _refusing(), rebuild.alone(engine):
         with engine.connect() as connection:
             chosen = name or rebuild.candidate(connection).name
-            rebuild.in_state(connection, chosen, *rebuild.CANDIDATE)
+            rebuild.can_be_live(rebuild.in_state(connection, chosen, *rebuild.CANDIDATE))
         behind = _within(settings, engine, chosen, max_lag)
         with engine.connect() as connection:
             live, new = generations.live(connection), rebuild.in_state(connection, chosen, "ready")
@@ -319,7 +390,7 @@ def promote(settings: Settings, engine: Engine, name: str | None, *, max_lag: in
 
         def step(connection: Connection) -> str:
             details = {"lag_events": behind.events, "max_lag": max_lag, **_evidence(connection, live, new)}
-            return rebuild.promote(connection, chosen, who=store.somebody(), details=details)
+            return rebuild.promote(connection, chosen, who=store.somebody(), details=details, retire_at=retire_at)
 
         return chosen, _step(engine, step)
 
@@ -364,6 +435,17 @@ def retire(engine: Engine, name: str | None) -> Generation:
     return _take_away(engine, let_go)
 
 
+def plan_retirement(engine: Engine, name: str | None, at: datetime | timedelta | None) -> Generation:
+    """Let the previous generation go at a time, or so long after now, or take such a plan back with None."""
+
+    def plan(connection: Connection) -> Generation:
+        chosen = name or rebuild.previous_generation(connection).name
+        return rebuild.plan_retirement(connection, chosen, at, who=store.somebody())
+
+    with _refusing(), rebuild.alone(engine):
+        return _step(engine, plan)
+
+
 def report(engine: Engine, name: str) -> dict[str, Any]:
     """Return everything that is known of a generation's way, as evidence: one document."""
     with engine.connect() as connection:
@@ -377,6 +459,9 @@ def report(engine: Engine, name: str) -> dict[str, Any]:
         "settings": generation.settings,
         "topic": {"name": generation.topic, "id": generation.topic_id, "partitions": generation.partitions},
         "registered_at": generation.registered_at,
+        "until": generation.until,
+        "ends": generation.ends and {str(number): end for number, end in generation.ends.items()},
+        "retire_at": generation.retire_at,
         "history": [{"action": one.action, "at": one.done_at, "by": one.done_by, **one.details} for one in entries],
     }
 

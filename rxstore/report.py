@@ -58,6 +58,7 @@ class GenerationReport:
     """One generation. ``lag_seconds`` is how old the oldest partition's knowledge is while events wait, else 0.
 
     ``build`` is how far it is while it is being built.
+    One that is built as of a time, ``until``, is measured against the ends that the partitions had then.
     """
 
     name: str
@@ -74,7 +75,14 @@ class GenerationReport:
     moved_at: datetime | None
     as_of: datetime | None
     build: Headway | None = None
+    until: datetime | None = None
+    retire_at: datetime | None = None
     partitions: list[PartitionReport] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more is to be done for it: it is as of a time, and has come there."""
+        return self.until is not None and self.state == "ready"
 
     def as_json(self) -> dict[str, Any]:
         """Return the members that scripts are written against, partitions last."""
@@ -161,6 +169,7 @@ def of_generation(
 ) -> GenerationReport:
     """Look at one generation; ``ends`` is empty and ``workers`` None where the brokers could not be asked."""
     schema = generation.schema
+    ends = ends if generation.ends is None else generation.ends
     rows = connection.execute(
         text(
             f"SELECT topic, partition_number, next_offset, epoch, owner, moved_at, caught_up_at "
@@ -199,6 +208,8 @@ def of_generation(
         workers=workers,
         moved_at=max((row.moved_at for row in rows if row.moved_at), default=None),
         as_of=as_of,
+        until=generation.until,
+        retire_at=generation.retire_at,
         partitions=partitions,
     )
 
@@ -237,7 +248,7 @@ def _verdict(found: list[GenerationReport], unknown: str | None, now: datetime) 
         return "attention", f"{live.blocked:,} prescriptions are blocked: see 'rxstore quarantine list'"
     if live.oldest_parked_seconds is not None and live.oldest_parked_seconds > PARKED_TOO_LONG.seconds:
         return "attention", "events have been parked for over an hour: see 'rxstore quarantine list'"
-    if any(generation.state in {"loading", "building", "ready"} for generation in found):
+    if any(one.state in {"loading", "building", "ready"} and not one.is_complete for one in found):
         return "rebuilding", None
     return "following", None
 

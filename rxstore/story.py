@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from kafka import KafkaConsumer
@@ -17,6 +17,7 @@ from sqlalchemy import Engine, Row, text
 
 from ingest.decode import Decoder
 from ingest.lookup import lookup
+from ingest.moment import EPOCH, MILLISECOND, EndsAt, ends_at
 from projector import refold, story
 from projector.batch import FieldError, Position, Reason, Record
 from projector.decisions import Decision
@@ -27,9 +28,6 @@ from projector.stream import SetAside
 from query_api.history import History, HistoryUnavailable
 from rxstore import store
 from rxstore.errors import Refused
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MILLISECOND = timedelta(milliseconds=1)
 
 # One snapshot of all that is known of a stream. It names the views in the order of projector.tables.VIEWS.
 KNOWN = text("""
@@ -156,11 +154,12 @@ class Story:
         }
 
 
-def explain(engine: Engine, look_up: Lookup, key: str, *, at: datetime | None = None) -> Story | None:
+def explain(engine: Engine, look_up: Lookup, key: str, *, ends_at: EndsAt, at: datetime | None = None) -> Story | None:
     """Return the story of a prescription by its stream key; None when nothing is known of it.
 
-    What had arrived ``at`` an instant is decided by the records' timestamps, what had been decided by the times of the
-    decisions: what the system could know then, not what had happened by then in the world.
+    What had arrived ``at`` an instant is decided by where the log ended then (``ingest.moment``, by ``ends_at``), what
+    had been decided by the times of the decisions: what the system could know then, not what had happened by then in
+    the world.
     """
     with engine.connect() as connection:
         row = connection.execute(KNOWN, {"key": key}).first()
@@ -171,7 +170,12 @@ def explain(engine: Engine, look_up: Lookup, key: str, *, at: datetime | None = 
     if row.partitions is None:
         raise Refused(f"generation {row.generation} has read nothing yet: run 'rxstore project' first")
     decode = store.decoder(row.settings, row.partitions)
-    return _told(row, key, decode, look_up, at)
+    ends: dict[int, int] | None = None
+    if at is not None:
+        known = {row_of["partition_number"] for row_of in row.set_aside} | {number for number, *_ in row.events}
+        numbers = {decode.partition_of(key.encode()), *(number for number in known if number is not None)}
+        ends = {number: end.offset for number, end in ends_at(row.topic, numbers, at).items()}
+    return _told(row, key, decode, look_up, at, ends)
 
 
 def history(engine: Engine, make_consumer: Callable[[], KafkaConsumer]) -> History:
@@ -179,7 +183,7 @@ def history(engine: Engine, make_consumer: Callable[[], KafkaConsumer]) -> Histo
 
     def tell(stream_key: str, at: datetime | None) -> dict[str, Any] | None:
         try:
-            told = explain(engine, lookup(make_consumer), stream_key, at=at)
+            told = explain(engine, lookup(make_consumer), stream_key, at=at, ends_at=ends_at(make_consumer))
         except KafkaError as error:
             raise HistoryUnavailable("the topic cannot be read now: the brokers are away or too slow") from error
         except Refused as error:
@@ -189,7 +193,14 @@ def history(engine: Engine, make_consumer: Callable[[], KafkaConsumer]) -> Histo
     return tell
 
 
-def _told(row: Row[Any], key: str, decode: Decoder, look_up: Lookup, at: datetime | None) -> Story:
+def _told(
+    row: Row[Any],
+    key: str,
+    decode: Decoder,
+    look_up: Lookup,
+    at: datetime | None,
+    ends: Mapping[int, int] | None,
+) -> Story:
     partition = decode.partition_of(key.encode())
     rows = [_set_aside(known) for known in row.set_aside]
     folded = [Position(row.topic, number, offset) for number, offset, _ in row.events if number is not None]
@@ -198,7 +209,7 @@ def _told(row: Row[Any], key: str, decode: Decoder, look_up: Lookup, at: datetim
     missing = () if deleted else tuple(sorted({*folded, *(known.position for known in rows)} - records.keys()))
     told: Told | None = None
     if not deleted and not missing:
-        happenings = _happenings(row, rows, list(records.values()), decode, partition, at)
+        happenings = _happenings(row, rows, list(records.values()), decode, partition, at, ends)
         told = story.tell(key, partition, happenings)
         steps: Sequence[Step] = told.steps
     else:
@@ -230,22 +241,25 @@ def _happenings(
     decode: Decoder,
     partition: int,
     at: datetime | None,
+    ends: Mapping[int, int] | None,
 ) -> list[Happening]:
-    made = [_effective(decision) for decision in row.decisions if _stood(decision, at)]
+    made = [_effective(decision) for decision in row.decisions if _stood(decision, at, ends)]
     arrivals = refold.happenings(records, rows, made, decode, partition=partition)
     happenings = [Happening(arrival, None if decision is None else decision.id) for arrival, decision in arrivals]
     marks = [replace(known, state="open") for known in rows if known.reason is Reason.MISROUTED]
     happenings = story.with_marks(happenings, marks)
-    return happenings if at is None else story.until(happenings, (at - EPOCH) // MILLISECOND)
+    return happenings if ends is None else story.until(happenings, ends)
 
 
-def _stood(decision: Mapping[str, Any], at: datetime | None) -> bool:
-    """Whether a decision was applied and not revoked, now or at an instant."""
+def _stood(decision: Mapping[str, Any], at: datetime | None, ends: Mapping[int, int] | None) -> bool:
+    """Whether a decision was applied and not revoked, now or at an instant (``projector.decisions.STANDS``)."""
     if decision["number"] is None:
         return False
     revoked = decision["revoked_at"]
-    if at is None:
+    if at is None or ends is None:
         return revoked is None
+    if decision["effect_offset"] > ends[decision["stream_partition"]]:
+        return False
     decided = datetime.fromisoformat(decision["decided_at"])
     return decided <= at and (revoked is None or datetime.fromisoformat(revoked) > at)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rxstore.cli.options import as_json, example, with_settings
-from rxstore.errors import WrongUse
+from rxstore.cli.options import as_json, example, instant, stream_key, with_settings
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
+    from kafka import KafkaConsumer
+
     from rxstore.story import Story
 
 NOTHING = "none"
@@ -33,40 +33,26 @@ def command(settings: Settings, id_: str, at: str | None, as_json: bool) -> None
     """The story of one prescription: every event with its place, what it changed, or why it did not fold.
 
     Operators' decisions stand where they took effect. The events are read from the topic and folded again step by
-    step; nothing is written. With --at: what had arrived in the topic and been decided by then, by the timestamps of
-    the records and the times of the decisions. Names, NHS numbers and medicines are left out.
+    step; nothing is written. With --at: what had arrived in the topic and been decided by then, that is, in the
+    prescription's partition, everything before the first record that is stamped later, and the decisions that stood.
+    Names, NHS numbers and medicines are left out.
     """
     from ingest.lookup import lookup
+    from ingest.moment import ends_at
     from rxstore import store, story
     from rxstore.fleet import make_reader
 
-    key, instant = _stream_key(id_), None if at is None else _instant(at)
+    def reader() -> KafkaConsumer:
+        return make_reader(settings.kafka())
+
+    key, when = stream_key(id_), None if at is None else instant(at, "--at")
     with store.engine(settings) as engine:
         store.live_generation(engine)
-        told = story.explain(engine, lookup(lambda: make_reader(settings.kafka())), key, at=instant)
+        told = story.explain(engine, lookup(reader), key, at=when, ends_at=ends_at(reader))
     if told is None:
         click.echo(f"nothing is known of {key}: no event of it has been read", err=True)
         raise click.exceptions.Exit(1)
     click.echo(json.dumps(told.as_json()) if as_json else "\n".join(_page(told)))
-
-
-def _stream_key(id_: str) -> str:
-    from schemas.identifiers import InvalidPrescriptionId, parse_prescription_id
-
-    try:
-        return parse_prescription_id(id_, strict=False).stream_key
-    except InvalidPrescriptionId as error:
-        raise WrongUse(str(error)) from error
-
-
-def _instant(at: str) -> datetime:
-    try:
-        instant = datetime.fromisoformat(at)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise WrongUse("--at takes an RFC 3339 instant with an offset, such as 2026-03-01T09:00:00Z")
-    return instant
 
 
 def _page(told: Story) -> Iterator[str]:

@@ -32,6 +32,7 @@ COMMANDS = {
     "diagnose": "What is wrong, what it means for patients, and the next command to run.",
     "quarantine": "What was set aside, and why; retry, skip and undo.",
     "explain": "The story of one prescription.",
+    "query": "What the API would answer, from the live generation or any other.",
     "rebuild": "Make rows anew from the topic.",
     "archive": "The topic in files, for a rebuild that retention cannot hinder.",
     "selftest": "Kill and cut off workers on your own servers, and compare what is left with the pure fold.",

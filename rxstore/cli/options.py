@@ -1,18 +1,28 @@
-"""What the commands share: settings handed to them, and ``--json``."""
+"""What the commands share: settings handed to them, ``--json``, and how times and ids are read."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Concatenate, ParamSpec, TypeVar
 
 import click
 
 from rxstore import logs
+from rxstore.errors import WrongUse
 from rxstore.settings import Settings, load
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+UNITS = {
+    "d": timedelta(days=1),
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script to read, and nothing else.")
 
@@ -29,6 +39,35 @@ def with_settings(
         return function(settings, *args, **kwargs)
 
     return run
+
+
+def instant(given: str, option: str) -> datetime:
+    """The RFC 3339 instant that an option was given; WrongUse for anything else."""
+    try:
+        found = datetime.fromisoformat(given)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise WrongUse(f"{option} takes an RFC 3339 instant with an offset, such as 2026-03-01T09:00:00Z")
+    return found
+
+
+def duration(given: str, option: str) -> timedelta:
+    """The time span that an option was given, such as 7d, 36h, 90m or 30s; WrongUse for anything else, and for none."""
+    found = re.fullmatch(r"([0-9]{1,6})([dhms])", given)
+    if found is None or int(found[1]) == 0:
+        raise WrongUse(f"{option} takes a number of days, hours, minutes or seconds, such as 7d, 36h, 90m or 30s")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def stream_key(id_: str) -> str:
+    """The stream key of a prescription id as somebody typed it; WrongUse when it is none."""
+    from schemas.identifiers import InvalidPrescriptionId, parse_prescription_id
+
+    try:
+        return parse_prescription_id(id_, strict=False).stream_key
+    except InvalidPrescriptionId as error:
+        raise WrongUse(str(error)) from error
 
 
 def example(*lines: str) -> str:

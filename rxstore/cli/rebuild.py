@@ -6,24 +6,25 @@ import json
 import os
 import signal
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rxstore.cli.options import as_json, example, with_settings
+from rxstore.cli.options import as_json, duration, example, instant, with_settings
 from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from ingest.archive import Archive
     from projector.verify import Comparison
     from rxstore.planning import Plan
 
 DEFAULT_MAX_LAG = 1_000
 MOST_EVENTS = 1_000_000_000
+# What a report says only of generations that have it.
+WHEN = {"until": "as of", "retire_at": "retires at"}
 
 max_lag = click.option(
     "--max-lag",
@@ -146,6 +147,7 @@ def _report(found: dict[str, Any]) -> list[str]:
     lines = [
         f"generation {found['generation']}: {found['state']}, definition {found['definition']}",
         f"  registered  {_instant(found['registered_at'])}",
+        *(f"  {what:11} {_instant(found[member])}" for member, what in WHEN.items() if found[member] is not None),
         f"  topic       {topic['name']}, {topic['partitions']} partitions, id {topic['id']}",
         f"  settings    {', '.join(f'{name}={value}' for name, value in found['settings'].items())}",
         f"  hashes      {', '.join(f'{name} {value}' for name, value in found['hashes'].items())}",
@@ -186,6 +188,11 @@ def _report(found: dict[str, Any]) -> list[str]:
     help="Fold at most N events a second, on all machines together; auto holds the API's p99 under a bound "
     "(RXSTORE_THROTTLE_P99_MS).",
 )
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="The state as it was then, an RFC 3339 instant such as 2026-03-01T09:00:00Z. It can never be live.",
+)
 @as_json
 @with_settings
 def stage(
@@ -195,6 +202,7 @@ def stage(
     directory: Path | None,
     keep_decisions: bool,
     throttle: str | None,
+    until: str | None,
     as_json: bool,
 ) -> None:
     """Register a new generation beside the live one, and build it from the topic.
@@ -204,21 +212,39 @@ def stage(
     at once, with --workers it does it alone and returns when every event that was there has been folded. A build that
     is stopped or killed goes on where it was; one from an archive when the same command is given again.
     'rxstore rebuild throttle' changes how fast it is built.
+
+    With --until it reads each partition up to the first record that is stamped later than TIME and stops there: what
+    the system knew then, with the decisions that stood then. 'rxstore query --generation' looks at it, 'rxstore rebuild
+    abort NAME' drops it. It can be staged beside another one, and another one beside it.
     """
+    from projector.rebuild import precisely
     from rxstore import headway, rebuilding, store
     from rxstore.feeding import CaughtUp, Feeder
     from rxstore.progress import Board
 
+    if until is not None and keep_decisions:
+        raise WrongUse("--until and --keep-decisions exclude each other: decisions that were revoked are not kept")
+    at = None if until is None else instant(until, "--until")
     stopping = threading.Event()
     with store.engine(settings) as engine:
         archive = None if directory is None else _archive(directory)
-        generation = rebuilding.stage(settings, engine, name, archive, keep_decisions=keep_decisions, throttle=throttle)
-        click.echo(f"staged generation {generation.name}, definition {generation.definition}", err=as_json)
+        generation = rebuilding.stage(
+            settings,
+            engine,
+            name,
+            archive,
+            keep_decisions=keep_decisions,
+            throttle=throttle,
+            until=at,
+            say=lambda told: click.echo(told, err=True),
+        )
+        of_time = "" if generation.until is None else f", as of {precisely(generation.until)}"
+        click.echo(f"staged generation {generation.name}, definition {generation.definition}{of_time}", err=as_json)
         if archive is not None:
             generation = rebuilding.load(settings, engine, generation, archive, workers or os.cpu_count() or 1)
             click.echo(f"{generation.name} is loaded from {directory}", err=as_json)
         state = generation.state
-        if workers is not None:
+        if workers is not None and generation.is_fed:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stopping.set())
             feeder = Feeder(settings, engine, workers, only=generation.name, all_or_none=True)
@@ -230,15 +256,17 @@ def stage(
             with Board(f"build {generation.name}", "events", lines) as board:
                 try:
                     feeder.start()
-                    feeder.run(stopping, CaughtUp(engine, tuple(feeder.fed.values()), board))
+                    caught_up = CaughtUp(engine, tuple(feeder.fed.values()), board)
+                    feeder.run(stopping, lambda: caught_up() and rebuilding.is_built(engine, generation))
                 finally:
                     feeder.stop()
             found = rebuilding.lag(settings, engine, generation.name)
             state = found.generation.state
             click.echo(f"{generation.name} is {state}, {found.events:,} events behind", err=as_json)
     if as_json:
-        click.echo(json.dumps({"generation": generation.name, "definition": generation.definition, "state": state}))
-    elif workers is None:
+        document = {"generation": generation.name, "definition": generation.definition, "state": state}
+        click.echo(json.dumps(document | ({} if until is None else {"until": until})))
+    elif workers is None and generation.is_fed:
         click.echo(f"running projectors build it: 'rxstore rebuild wait {generation.name}' waits for them")
     if stopping.is_set():
         raise click.exceptions.Exit(1)
@@ -291,7 +319,7 @@ def throttle(settings: Settings, words: tuple[str, ...], as_json: bool) -> None:
 def wait(settings: Settings, name: str | None, max_lag: int, timeout: float | None, as_json: bool) -> None:
     """Wait until a generation is built and follows the topic; exit code 1 when time is up before.
 
-    Without NAME it is the one that is being built.
+    Without NAME it is the one that is being built to be live. One as of a time is measured against where it ends.
     """
     from rxstore import rebuilding, store
 
@@ -358,23 +386,39 @@ def _comparison(name: str, found: Comparison) -> list[str]:
     return [*lines, "", f"digest {found.digest}: 'rxstore rebuild verify --accept {found.digest}' accepts exactly this"]
 
 
-@command.command("promote", epilog=example("rxstore rebuild promote", "rxstore rebuild promote g2 --max-lag 100"))
+@command.command("promote", epilog=example("rxstore rebuild promote", "rxstore rebuild promote g2 --retire-after 7d"))
 @click.argument("name", required=False)
 @max_lag
+@click.option("--retire-after", metavar="SPAN", help="Let the old one go so long after, such as 7d or 36h.")
+@click.option("--retire-at", metavar="TIME", help="Let the old one go then, an RFC 3339 instant.")
 @as_json
 @with_settings
-def promote(settings: Settings, name: str | None, max_lag: int, as_json: bool) -> None:
+def promote(
+    settings: Settings,
+    name: str | None,
+    max_lag: int,
+    retire_after: str | None,
+    retire_at: str | None,
+    as_json: bool,
+) -> None:
     """Make a generation that is ready the live one, in one transaction.
 
     It must have been compared with what is live: without a difference, or with differences that somebody accepted.
     Everybody who asks gets the old one before and the new one after. The old one is fed on, so that 'rxstore rebuild
-    rollback' loses nothing, until 'rxstore rebuild retire'.
+    rollback' loses nothing, until 'rxstore rebuild retire' or the time that --retire-after or --retire-at sets: then
+    running projectors let it go. A rollback takes that back.
     """
+    from projector.rebuild import precisely
     from rxstore import rebuilding, store
 
+    due = _due(("--retire-after", retire_after), ("--retire-at", retire_at))
     with store.engine(settings) as engine:
-        live, previous = rebuilding.promote(settings, engine, name, max_lag=max_lag)
-    _tell(as_json, {"live": live, "previous": previous}, f"generation {live} is live, {previous} is kept and fed on")
+        live, previous = rebuilding.promote(settings, engine, name, max_lag=max_lag, retire_at=due)
+        planned = rebuilding.report(engine, previous)["retire_at"]
+    when = None if planned is None else precisely(planned)
+    document = {"live": live, "previous": previous, "retire_at": when}
+    kept = f"{previous} is kept and fed on" + ("" if when is None else f" until {when}")
+    _tell(as_json, document, f"generation {live} is live, {kept}")
 
 
 @command.command("rollback", epilog=example("rxstore rebuild rollback"))
@@ -398,7 +442,10 @@ def rollback(settings: Settings, max_lag: int, as_json: bool) -> None:
 @as_json
 @with_settings
 def abort(settings: Settings, name: str | None, as_json: bool) -> None:
-    """Give a generation up that is being built or ready, and drop its tables; never the live or the previous one."""
+    """Give a generation up that is being built or ready, and drop its tables; never the live or the previous one.
+
+    One as of a time has to be named.
+    """
     from rxstore import rebuilding, store
 
     with store.engine(settings) as engine:
@@ -406,20 +453,46 @@ def abort(settings: Settings, name: str | None, as_json: bool) -> None:
     _tell(as_json, {"abandoned": gone.name}, f"generation {gone.name} is abandoned and its tables are dropped")
 
 
-@command.command("retire", epilog=example("rxstore rebuild retire", "rxstore rebuild retire g1"))
+@command.command("retire", epilog=example("rxstore rebuild retire", "rxstore rebuild retire g1 --after 7d"))
 @click.argument("name", required=False)
+@click.option("--after", metavar="SPAN", help="Not now but so long after, such as 7d or 36h.")
+@click.option("--at", metavar="TIME", help="Not now but then, an RFC 3339 instant.")
+@click.option("--keep", is_flag=True, help="Take back what was planned, and keep it.")
 @as_json
 @with_settings
-def retire(settings: Settings, name: str | None, as_json: bool) -> None:
-    """Let the generation go that was live before, and drop its tables: there is no rollback after this."""
+def retire(settings: Settings, name: str | None, after: str | None, at: str | None, keep: bool, as_json: bool) -> None:
+    """Let the generation go that was live before, and drop its tables: there is no rollback after this.
+
+    With --after or --at running projectors do it then, when no rebuild command runs; 'rxstore status' shows when. They
+    drop the tables if their role may, else the next 'rxstore rebuild retire' does.
+    """
+    from projector.rebuild import precisely
     from rxstore import rebuilding, store
 
+    due = _due(("--after", after), ("--at", at))
+    if keep and due is not None:
+        raise WrongUse("--keep takes a plan back, so no time goes with it")
     with store.engine(settings) as engine:
-        gone = rebuilding.retire(engine, name)
-    _tell(as_json, {"retired": gone.name}, f"generation {gone.name} is retired and its tables are dropped")
+        if due is None and not keep:
+            gone = rebuilding.retire(engine, name)
+            _tell(as_json, {"retired": gone.name}, f"generation {gone.name} is retired and its tables are dropped")
+            return
+        planned = rebuilding.plan_retirement(engine, name, due)
+    when = None if planned.retire_at is None else precisely(planned.retire_at)
+    sentence = "is kept until somebody lets it go" if when is None else f"will be retired at {when}"
+    _tell(as_json, {"generation": planned.name, "retire_at": when}, f"generation {planned.name} {sentence}")
 
 
-def _tell(as_json: bool, document: dict[str, str], sentence: str) -> None:
+def _due(after: tuple[str, str | None], at: tuple[str, str | None]) -> datetime | timedelta | None:
+    """Return the time that one of two options sets: a span from now on, or an instant."""
+    if after[1] is not None and at[1] is not None:
+        raise WrongUse(f"{after[0]} and {at[0]} exclude each other")
+    if after[1] is not None:
+        return duration(after[1], after[0])
+    return None if at[1] is None else instant(at[1], at[0])
+
+
+def _tell(as_json: bool, document: dict[str, str | None], sentence: str) -> None:
     click.echo(json.dumps(document) if as_json else sentence)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from query_api.app import Api
     from query_api.history import History
-    from query_api.settings import ApiSettings
 
 
 @click.command(epilog=example("rxstore serve --insecure --bind 127.0.0.1:8080"))
@@ -52,9 +51,10 @@ def _factory(settings: Settings) -> Callable[[], Api]:
         from projector.generations import READER_ROLE
         from query_api.app import create_app
         from query_api.database import read_only_engine
+        from rxstore.querying import api_settings
 
         engine = read_only_engine(settings.database(), role=READER_ROLE)
-        return create_app(engine, settings=_api_settings(settings), history=_history(settings, engine))
+        return create_app(engine, settings=api_settings(settings), history=_history(settings, engine))
 
     return make
 
@@ -67,16 +67,3 @@ def _history(settings: Settings, engine: Engine) -> History | None:
     if not settings.kafka_bootstrap_servers:
         return None
     return story.history(engine, lambda: make_reader(settings.kafka()))
-
-
-def _api_settings(settings: Settings) -> ApiSettings:
-    from query_api.settings import ApiSettings, utc_now
-
-    now = settings.now
-    return ApiSettings(
-        clock=utc_now if now is None else lambda: now,
-        empty_search=settings.empty_search,
-        require_user=settings.require_user,
-        ready_max_age_seconds=settings.ready_max_age_seconds,
-        strict_check_character=settings.check_character == "strict",
-    )

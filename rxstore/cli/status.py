@@ -56,8 +56,12 @@ def _text(found: Report) -> str:
 
 
 def _generation(generation: GenerationReport) -> list[str]:
+    from projector.rebuild import precisely
+
+    of_time = "" if generation.until is None else f", as of {precisely(generation.until)}"
     lines = [
-        f"generation {generation.name}: {generation.state}, definition {generation.definition}",
+        f"generation {generation.name}: {generation.state}{of_time}, definition {generation.definition}",
+        *([] if generation.retire_at is None else [f"  retires at     {precisely(generation.retire_at)}"]),
         f"  lag            {_known(generation.lag_events)} events, {_known(generation.lag_seconds)} s",
         f"  workers        {_known(generation.workers)}",
         f"  prescriptions  {generation.prescriptions:,}",

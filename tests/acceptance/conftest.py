@@ -27,11 +27,12 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the API answered; names of headers are in lower case."""
+    """What the API answered; names of headers are in lower case, ``raw`` has the bytes of the body."""
 
     status: int
     headers: dict[str, str]
     body: dict[str, Any]
+    raw: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class System:
                 with response:
                     body = response.read()
                     headers = {name.lower(): value for name, value in response.headers.items()}
-                    return Answer(response.status, headers, json.loads(body) if body else {})
+                    return Answer(response.status, headers, json.loads(body) if body else {}, body)
 
             def is_up() -> bool:
                 assert process.poll() is None, "the API ended"

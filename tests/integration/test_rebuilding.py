@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import IntegrityError
 
-from projector import decisions, generations, rebuild
+from ingest import moment
+from projector import checkpoints, decisions, generations, rebuild
 from projector.runner import connect
 from rxstore import rebuilding, store
 from rxstore.errors import Refused
+from rxstore.feeding import Feeder
 from rxstore.settings import Settings, load
 from tests.integration.projecting import PARTITIONS, TOPIC, Log, generated_log, polls, rows, worker
 
@@ -97,7 +102,7 @@ def actions(engine: Engine, name: str) -> list[str]:
         return [entry.action for entry in rebuild.history(connection, name)]
 
 
-def promote(settings: Settings, engine: Engine, **options: int) -> tuple[str, str]:
+def promote(settings: Settings, engine: Engine, **options: Any) -> tuple[str, str]:
     return rebuilding.promote(settings, engine, None, **{"max_lag": 0, **options})
 
 
@@ -366,3 +371,313 @@ def test_a_reader_who_holds_a_view_for_long_is_waited_for_and_nothing_changes(se
         with pytest.raises(rebuilding.ServerUnavailable, match="nothing was changed"):
             promote(settings, built)
     assert (states(built), shown(built)) == ({"g1": "live", "g2": "ready"}, "g1")
+
+
+# as of a time ---------------------------------------------------------------------------------------------------------
+
+# In the made-up log the record at offset n of each partition is stamped n milliseconds after this.
+FIRST_STAMP = moment.EPOCH + 1_767_600_000_000 * moment.MILLISECOND
+THEN = FIRST_STAMP + 40 * moment.MILLISECOND
+
+
+@pytest.fixture
+def looking_back(engine, log, monkeypatch):
+    """The log can be asked where it ended at a time."""
+    monkeypatch.setattr(moment, "ends_at", lambda make_consumer: lambda topic, numbers, at: ends_of(log, at))
+    return engine
+
+
+def ends_of(log: Log, at: datetime) -> dict[int, moment.End]:
+    whole = {number: moment.End(records[-1].position.offset + 1, None) for number, records in log.partitions.items()}
+    return {number: moment.first_later(log.partitions[number], at) or end for number, end in whole.items()}
+
+
+def feed_until(settings: Settings, engine: Engine, log: Log, name: str, at: datetime) -> None:
+    """Project up to a time, as running workers would."""
+    ends = {number: end.offset for number, end in ends_of(log, at).items()}
+    cut = Log(
+        {number: [one for one in log.partitions[number] if one.position.offset < ends[number]] for number in ends}
+    )
+    with worker(settings.database(), schema=f"rx_{name}") as one:
+        for poll in polls(cut, range(PARTITIONS), Random(3), 40):
+            one.project(poll)
+    for number, end in ends.items():
+        change(
+            engine,
+            f"UPDATE rx_{name}.checkpoint SET next_offset = {end}, caught_up_at = '{at.isoformat()}' "
+            f"WHERE partition_number = {number}",
+        )
+
+
+def test_a_generation_as_of_a_time_is_ready_where_the_log_ended_then_and_is_measured_against_that(
+    settings, looking_back, log
+):
+    staged = rebuilding.stage(settings, looking_back, None, until=THEN)
+    assert (staged.until, staged.ends) == (THEN, {n: end.offset for n, end in ends_of(log, THEN).items()})
+    before = rebuilding.lag(settings, looking_back, "g2")
+    assert (before.ready, before.events) == (False, sum(staged.ends.values()))
+    feed_until(settings, looking_back, log, "g2", THEN)
+    after = rebuilding.lag(settings, looking_back, "g2")
+    assert (after.ready, after.events, states(looking_back)["g2"]) == (True, 0, "ready")
+    assert not after.generation.is_fed
+    assert rebuilding.report(looking_back, "g2")["history"][0]["until"] == "2026-01-05T08:00:00.040000Z"
+
+
+def test_no_batch_of_a_generation_as_of_a_time_goes_beyond_its_end_whoever_feeds_it(settings, looking_back, log):
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    with worker(settings.database(), schema="rx_g2") as one:
+        with pytest.raises(checkpoints.Held) as held:
+            one.project(log.partitions[1])
+        assert held.value.offsets == {1: ends_of(log, THEN)[1].offset}
+        one.project([record for record in log.partitions[1] if record.position.offset < held.value.offsets[1]])
+
+
+def test_generations_as_of_a_time_stand_beside_the_one_candidate_and_each_other(settings, looking_back):
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    rebuilding.stage(settings, looking_back, None)
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    assert states(looking_back) == {"g1": "live", "g2": "building", "g3": "building", "g4": "building"}
+    assert rebuilding.abort(looking_back, None).name == "g3"
+    with pytest.raises(Refused, match="g2, g4, as of a time, must be named"):
+        rebuilding.abort(looking_back, None)
+    assert rebuilding.abort(looking_back, "g2").name == "g2"
+    assert not tables_stand(looking_back, "g2")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda s, e: rebuilding.verify(s, e, "g2"),
+        lambda s, e: rebuilding.accept(e, "g2", "0123456789abcdef", why=None),
+        lambda s, e: rebuilding.promote(s, e, "g2", max_lag=1_000_000),
+    ],
+    ids=["verify", "accept", "promote"],
+)
+def test_a_generation_as_of_a_time_can_never_be_live(settings, looking_back, log, command):
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    feed_until(settings, looking_back, log, "g2", THEN)
+    rebuilding.lag(settings, looking_back, "g2")
+    with pytest.raises(Refused, match=r"g2 is the state as of 2026-01-05T08:00:00.040000Z and can never be live"):
+        command(settings, looking_back)
+
+
+def test_the_register_itself_refuses_to_show_a_generation_as_of_a_time(settings, looking_back):
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    with pytest.raises(IntegrityError, match="until_never_live"):
+        change(looking_back, "UPDATE rxstore.generation SET state = 'previous' WHERE name = 'g2'")
+
+
+@pytest.mark.parametrize(
+    ("at", "begins", "words"),
+    [
+        (datetime(2999, 1, 1, tzinfo=UTC), 0, "has not come"),
+        (
+            FIRST_STAMP - moment.MILLISECOND,
+            0,
+            "first event of all is events:0:0, of 2026-01-05T08:00:00Z. Name a later time",
+        ),
+        (
+            FIRST_STAMP + 20 * moment.MILLISECOND,
+            30,
+            "that is left in partition 2 is events:2:30, of 2026-01-05T08:00:00.030000Z.*--archive",
+        ),
+    ],
+    ids=["a time to come", "before every event", "before what retention left"],
+)
+def test_a_time_of_which_the_log_knows_nothing_is_refused(settings, looking_back, log, monkeypatch, at, begins, words):
+    left = Log({n: [one for one in log.partitions[n] if n != 2 or one.position.offset >= begins] for n in range(4)})
+    monkeypatch.setattr(moment, "ends_at", lambda _: lambda topic, numbers, when: ends_of(left, when))
+    whole = store.describe_log(settings)
+    first = {**whole.first_offsets, 2: begins}
+    monkeypatch.setattr(store, "describe_log", lambda *_: replace(whole, first_offsets=first))
+    with pytest.raises(Refused, match=words):
+        rebuilding.stage(settings, looking_back, None, until=at)
+    assert states(looking_back) == {"g1": "live"}
+
+
+def test_of_a_log_that_lost_its_beginning_somebody_is_warned(settings, looking_back, monkeypatch):
+    whole = store.describe_log(settings)
+    monkeypatch.setattr(store, "describe_log", lambda *_: replace(whole, first_offsets={**whole.first_offsets, 2: 3}))
+    said: list[str] = []
+    rebuilding.stage(settings, looking_back, None, until=THEN, say=said.append)
+    assert "no longer begins at offset 0 in 1 partitions" in said[0]
+
+
+def decided(engine: Engine, number: int, *, decided_at: datetime, revoked_at: datetime | None = None) -> None:
+    revoked = "NULL" if revoked_at is None else f"'{revoked_at.isoformat()}'"
+    change(
+        engine,
+        "INSERT INTO rxstore.decision (action, topic, topic_id, partition_number, record_offset, stream_key, "
+        "stream_partition, why, decided_by, number, effect_offset, decided_at, revoked_at) "
+        f"VALUES ('skip', '{TOPIC}', 'id-of-{TOPIC}', 1, 2, 'key', 1, 'a test', 'test', {number}, 9, "
+        f"'{decided_at.isoformat()}', {revoked})",
+    )
+
+
+def test_the_decisions_that_stood_then_hold_and_no_other(settings, looking_back):
+    minute = timedelta(minutes=1)
+    decided(looking_back, 1, decided_at=THEN)
+    decided(looking_back, 2, decided_at=THEN - minute, revoked_at=THEN + minute)
+    decided(looking_back, 3, decided_at=THEN - minute, revoked_at=THEN)
+    decided(looking_back, 4, decided_at=THEN + minute)
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+
+    def hold(schema: str) -> list[int | None]:
+        with connect(settings.database()) as session:
+            session.execute(f"UPDATE {schema}.checkpoint SET decisions_applied = 9".encode())
+            applied = [one.number for one in decisions.of_stream(session, schema, TOPIC, "key")]
+            session.execute(f"UPDATE {schema}.checkpoint SET decisions_applied = 0".encode())
+            waiting = [one.number for one in decisions.waiting(session, schema, TOPIC, range(PARTITIONS))]
+        assert waiting == applied
+        return waiting
+
+    with worker(settings.database()):  # the live one has its checkpoints from here on
+        assert hold("rx_g1") == [1, 4]
+    assert hold("rx_g2") == [1, 2]
+
+
+def test_a_generation_as_of_a_time_is_not_ready_before_it_has_applied_what_was_decided(settings, looking_back, log):
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    feed_until(settings, looking_back, log, "g2", THEN)
+    decided(looking_back, 1, decided_at=THEN)
+    decided(looking_back, 2, decided_at=THEN + moment.MILLISECOND)
+    assert not rebuilding.lag(settings, looking_back, "g2").ready
+    change(looking_back, "UPDATE rx_g2.checkpoint SET decisions_applied = 1 WHERE partition_number = 1")
+    change(looking_back, "UPDATE rxstore.decision SET number = NULL, effect_offset = NULL WHERE number = 1")
+    assert not rebuilding.lag(settings, looking_back, "g2").ready
+    change(looking_back, "UPDATE rxstore.decision SET number = 1, effect_offset = 9 WHERE number IS NULL")
+    assert rebuilding.lag(settings, looking_back, "g2").ready
+
+
+def test_a_decision_that_is_given_its_place_does_not_ask_a_generation_as_of_a_time(settings, looking_back):
+    rebuilding.stage(settings, looking_back, None, until=THEN)
+    change(looking_back, "UPDATE rx_g2.checkpoint SET next_offset = 1000000, hold_at = NULL")
+    with worker(settings.database()) as one:
+        change(
+            looking_back,
+            "INSERT INTO rxstore.decision (action, topic, partition_number, record_offset, stream_key, "
+            f"stream_partition, why, decided_by) VALUES ('skip', '{TOPIC}', 1, 2, 'key', 1, 'a test', 'test')",
+        )
+        new = decisions.waiting(one.runner.connection, "rx_g1", TOPIC, range(PARTITIONS))
+        decisions.give_effect(one.runner.connection, new)
+        (placed,) = decisions.waiting(one.runner.connection, "rx_g1", TOPIC, range(PARTITIONS))
+    assert placed.effect_offset == 0
+
+
+# retired at a time ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def promoted(settings, built):
+    rebuilding.verify(settings, built, None)
+    promote(settings, built, retire_at=timedelta(days=7))
+    return built
+
+
+def retires(engine: Engine, name: str = "g1") -> datetime | None:
+    with engine.connect() as connection:
+        found = generations.find(connection, name)
+    return found and found.retire_at
+
+
+def when_due(engine: Engine) -> None:
+    change(engine, "UPDATE rxstore.generation SET retire_at = now() - interval '1 second' WHERE name = 'g1'")
+
+
+def test_a_promotion_can_set_the_time_at_which_the_one_before_is_let_go(promoted):
+    left = retires(promoted) - datetime.now(UTC)
+    assert timedelta(days=6) < left < timedelta(days=8)
+    assert retires(promoted, "g2") is None
+
+
+def test_a_rollback_takes_the_plan_back(settings, promoted):
+    rebuilding.roll_back(settings, promoted, max_lag=0)
+    assert (retires(promoted), retires(promoted, "g2")) == (None, None)
+
+
+def test_a_retirement_is_planned_again_and_taken_back(promoted):
+    at = datetime(2999, 1, 1, tzinfo=UTC)
+    assert rebuilding.plan_retirement(promoted, None, at).retire_at == at
+    assert rebuilding.plan_retirement(promoted, "g1", None).retire_at is None
+    assert actions(promoted, "g1")[-2:] == ["retirement_planned", "retirement_cancelled"]
+    assert states(promoted)["g1"] == "previous"
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "words"),
+    [
+        ("g1", datetime(2020, 1, 1, tzinfo=UTC), "has passed: 'rxstore rebuild retire g1'"),
+        ("g2", timedelta(days=1), "g2 is live, not previous"),
+    ],
+)
+def test_a_retirement_in_the_past_or_of_the_live_one_is_not_planned(promoted, name, at, words):
+    with pytest.raises(Refused, match=words):
+        rebuilding.plan_retirement(promoted, name, at)
+
+
+def test_a_promotion_with_a_time_that_has_passed_is_none(settings, built):
+    rebuilding.verify(settings, built, None)
+    with pytest.raises(Refused, match="has passed"):
+        promote(settings, built, retire_at=datetime(2020, 1, 1, tzinfo=UTC))
+    assert (states(built), shown(built)) == ({"g1": "live", "g2": "ready"}, "g1")
+
+
+def retire_due(engine: Engine) -> str | None:
+    with engine.begin() as connection:
+        gone = rebuild.retire_due(connection, by="the projector")
+    return gone and gone.name
+
+
+def drop_retired(engine: Engine) -> list[str]:
+    with engine.begin() as connection:
+        return [one.name for one in rebuild.drop_retired(connection)]
+
+
+def test_the_previous_one_is_let_go_when_its_time_has_come_in_the_name_of_who_planned_it(promoted):
+    assert retire_due(promoted) is None
+    when_due(promoted)
+    assert retire_due(promoted) == "g1"
+    assert (states(promoted), shown(promoted)) == ({"g1": "retired", "g2": "live"}, "g2")
+    with promoted.connect() as connection:
+        entry = rebuild.last(connection, "g1", "retired")
+    assert (entry.done_by, entry.details["carried_out_by"]) == (store.somebody(), "the projector")
+    assert drop_retired(promoted) == ["g1"]
+    assert not tables_stand(promoted, "g1")
+    assert drop_retired(promoted) == []
+
+
+def test_nothing_is_let_go_or_dropped_while_a_rebuild_command_runs(promoted):
+    when_due(promoted)
+    with rebuild.alone(promoted):
+        assert retire_due(promoted) is None
+    assert retire_due(promoted) == "g1"
+    with rebuild.alone(promoted):
+        assert drop_retired(promoted) == []
+    assert tables_stand(promoted, "g1")
+
+
+def test_the_live_one_is_never_let_go_whatever_the_register_says(promoted):
+    change(promoted, "UPDATE rxstore.generation SET retire_at = now() - interval '1 day', retire_by = 'nobody'")
+    change(promoted, "UPDATE rxstore.generation SET retire_at = NULL WHERE name = 'g1'")
+    assert retire_due(promoted) is None
+    assert states(promoted)["g2"] == "live"
+
+
+def test_what_a_projector_may_not_drop_it_leaves_to_the_next_retire(settings, promoted):
+    when_due(promoted)
+    change(promoted, "CREATE ROLE rxstore_test_feeder")
+    try:
+        change(promoted, "GRANT USAGE ON SCHEMA rxstore, rx_g1 TO rxstore_test_feeder")
+        change(promoted, "GRANT SELECT, UPDATE ON rxstore.generation TO rxstore_test_feeder")
+        change(promoted, "GRANT SELECT, INSERT ON rxstore.generation_history TO rxstore_test_feeder")
+        change(promoted, "GRANT SELECT ON rx_g1.checkpoint TO rxstore_test_feeder")
+        feeder = Feeder(settings, create_engine(promoted.url, connect_args={"options": "-c role=rxstore_test_feeder"}))
+        for _ in range(3):
+            feeder._retire()
+        feeder.engine.dispose()
+        assert (states(promoted)["g1"], tables_stand(promoted, "g1")) == ("retired", True)
+        rebuilding.retire(promoted, None)
+        assert not tables_stand(promoted, "g1")
+    finally:
+        change(promoted, "DROP OWNED BY rxstore_test_feeder")
+        change(promoted, "DROP ROLE rxstore_test_feeder")

@@ -191,15 +191,19 @@ def stamped(offset: int, event, minutes: int):
     return replace(item, record=replace(item.record, timestamp_ms=minutes * 60_000))
 
 
-@pytest.mark.parametrize(("minutes", "version"), [(0, 0), (1, 1), (2, 1), (3, 3)])
-def test_the_last_record_that_is_stamped_by_then_decides_what_had_come(minutes, version):
-    happenings = [
-        Happening(stamped(0, created(), 1)),
-        Happening(stamped(1, released(), 9)),
-        Happening(stamped(2, dispensed(), 3)),
-    ]
-    story = tell(STREAM_KEY, PARTITION, until(happenings, minutes * 60_000))
+@pytest.mark.parametrize(("end", "version"), [(0, 0), (1, 1), (2, 2), (9, 3)])
+def test_what_stands_before_the_end_of_its_partition_had_come(end, version):
+    happenings = [Happening(at(0, created())), Happening(at(1, released())), Happening(at(2, dispensed()))]
+    story = tell(STREAM_KEY, PARTITION, until(happenings, {PARTITION: end}))
     assert (story.prescription.version if story.prescription else 0) == version
+
+
+def test_a_mark_had_come_when_its_own_partition_had_come_to_it_and_decisions_are_left_to_whoever_chose_them():
+    mark = misrouted(8)
+    decided = Happening(Skip(mark.position, mark), 1)
+    ends = {mark.position.partition: 8}
+    assert until([Happening(mark), decided], ends) == [decided]
+    assert until([Happening(mark), decided], {mark.position.partition: 9}) == [Happening(mark), decided]
 
 
 def test_marks_stand_where_their_timestamps_say_and_before_decisions_about_them():
