@@ -132,6 +132,23 @@ decision = Table(
     Index("decision_stream_partition_number_ix", "topic", "stream_partition", "number"),
 )
 
+# Who may ask the API what.
+client = Table(
+    "client",
+    CONTROL,
+    Column("asid", Text, primary_key=True),
+    Column("contact", Text, nullable=False),
+    Column("interactions", ARRAY(Text), nullable=False),
+    Column("valid_from", INSTANT, nullable=False, server_default=text("now()")),
+    Column("valid_to", INSTANT),
+    Column("added_at", INSTANT, nullable=False, server_default=text("now()")),
+    Column("added_by", Text, nullable=False),
+    Column("revoked_at", INSTANT),
+    Column("revoked_by", Text),
+    Column("revoked_why", Text),
+    CheckConstraint("asid ~ '^[0-9]{12}$'", name="asid"),
+)
+
 prescription = Table(
     "prescription",
     READ_MODEL,

@@ -9,6 +9,7 @@ import orjson
 from sqlalchemy import Engine
 
 from query_api import problems
+from query_api.clients import Admission, Everybody, OnlyRegistered, Registered
 from query_api.database import Questions
 from query_api.errors import TrackerErrors
 from query_api.health import Live, ReadinessQuestions, Ready
@@ -34,17 +35,26 @@ class ApiQuestions(PrescriptionQuestions, ReadinessQuestions, PositionQuestions,
 
 def create_app(engine: Engine, *, settings: ApiSettings, history: History | None = None) -> Api:
     """The API over a read model that this engine can read; ``history`` tells the story of a prescription."""
-    return routes(Questions(engine), settings, history=history)
+    questions = Questions(engine)
+    admission = Registered(questions.clients, settings.clock) if settings.only_registered else Everybody()
+    return routes(questions, settings, history=history, admission=admission)
 
 
-def routes(questions: ApiQuestions, settings: ApiSettings, *, history: History | None = None) -> Api:
-    """The API over anything that answers its questions."""
+def routes(
+    questions: ApiQuestions,
+    settings: ApiSettings,
+    *,
+    history: History | None = None,
+    admission: Admission | None = None,
+) -> Api:
+    """The API over anything that answers its questions; without ``admission`` any ASID is let in."""
+    admission = admission or Everybody()
     waiting = Waiting(questions)
     metrics = Metrics()
-    app: Api = falcon.App(middleware=[Observed(metrics), NotStored(), OnlyGet()])
+    app: Api = falcon.App(middleware=[Observed(metrics), NotStored(), OnlyGet(), OnlyRegistered(admission)])
 
-    app.add_route(SEARCH, Prescriptions(questions, settings, waiting))
-    app.add_route(RETRIEVE, Prescription(questions, settings, waiting))
+    app.add_route(SEARCH, Prescriptions(questions, settings, waiting, admission))
+    app.add_route(RETRIEVE, Prescription(questions, settings, waiting, admission))
     app.add_route("/rxstore/prescriptions/{prescription_id}/history", PrescriptionHistory(history))
     app.add_route("/rxstore/events", Events(questions))
     app.add_route("/rxstore/status", Status(questions))

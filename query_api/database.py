@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from query_api import queries
+from query_api.clients import Client
 from query_api.queries import (
     EventFate,
     LogPosition,
@@ -99,6 +100,10 @@ class Questions:
     def has_passed(self, topic: str, partition: int, offset: int) -> bool | None:
         """Ask whether the live checkpoint has passed a position."""
         return self._ask(lambda connection: queries.has_passed(connection, topic, partition, offset))
+
+    def clients(self) -> Mapping[str, Client]:
+        """Ask for every registered client, by ASID."""
+        return self._ask(queries.clients)
 
     def _ask(self, question: Callable[[Connection], T]) -> T:
         """Ask once more, on a new connection, when the pooled one turns out to be dead.

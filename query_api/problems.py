@@ -20,6 +20,11 @@ def unknown(description: str) -> falcon.HTTPNotFound:
     return falcon.HTTPNotFound(title="Not found", description=description, headers=NOT_STORED)
 
 
+def forbidden(description: str) -> falcon.HTTPForbidden:
+    """The caller may not ask this."""
+    return falcon.HTTPForbidden(title="Not allowed", description=description, headers=NOT_STORED)
+
+
 def unavailable(description: str, *, retry_after_seconds: int = 5) -> falcon.HTTPServiceUnavailable:
     """Something that the answer needs is away or too slow; the same question may be answered later."""
     return falcon.HTTPServiceUnavailable(

@@ -17,6 +17,8 @@ def utc_now() -> datetime:
 class ApiSettings:
     """The defaults are the documented ones.
 
+    With ``only_registered`` nobody but the clients of the register is let in.
+
     With ``ready_max_age_seconds`` the API is ready only while every partition was seen at its end that recently.
     """
 
@@ -25,6 +27,7 @@ class ApiSettings:
     require_user: bool = False
     strict_check_character: bool = True
     ready_max_age_seconds: float | None = None
+    only_registered: bool = False
 
 
 def fixed_clock(instant: str) -> Callable[[], datetime]:

@@ -37,6 +37,7 @@ def api_settings(environment: Mapping[str, str]) -> ApiSettings:
         else "not-found",
         require_user=_is(environment, "RXSTORE_REQUIRE_USER", "yes", "no"),
         ready_max_age_seconds=_seconds(environment, "RXSTORE_READY_MAX_AGE_SECONDS"),
+        only_registered=_is(environment, "RXSTORE_CLIENTS", "registered", "any"),
         strict_check_character=not _is(environment, "RXSTORE_CHECK_CHARACTER", "lenient", "strict"),
     )
 

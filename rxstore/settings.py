@@ -212,6 +212,12 @@ SETTINGS = (
         whole_number(1, 60_000),
     ),
     Setting("RXSTORE_HTTP_BIND", "127.0.0.1:8443", "host:port that the API listens on", bind),
+    Setting(
+        "RXSTORE_CLIENTS",
+        "any",
+        "registered lets only clients of the register ask the API, each what it may (rxstore clients)",
+        one_of("any", "registered"),
+    ),
     Setting("RXSTORE_TLS_CERTFILE", None, "the API's certificate", readable_file),
     Setting("RXSTORE_TLS_KEYFILE", None, "the key of that certificate", readable_file),
     Setting(
@@ -276,6 +282,7 @@ class Settings:
     max_value_bytes: int
     throttle_p99_ms: int
     http_bind: Bind
+    clients: Literal["any", "registered"]
     tls_certfile: Path | None
     tls_keyfile: Path | None
     tls_client_cafile: Path | None

@@ -28,6 +28,7 @@ COMMANDS = {
     "publish": "Validate events and send them to the topic.",
     "project": "Run the projector: from the topic to the read models.",
     "serve": "Run the query API.",
+    "clients": "Who may ask the API what.",
     "status": "How far the projector is, and whether anything needs attention.",
     "diagnose": "What is wrong, what it means for patients, and the next command to run.",
     "quarantine": "What was set aside, and why; retry, skip and undo.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 def command(settings: Settings, bind: str | None, insecure: bool, workers: int | None) -> None:
     """Run the query API.
 
-    It reads the views as the role rxstore_reader and can write nothing. Callers are not told apart yet, so it listens
-    on this machine only and wants --insecure said. With RXSTORE_KAFKA_BOOTSTRAP_SERVERS set it also tells the history
+    It reads the views as the role rxstore_reader and can write nothing. Certificates are not checked yet, so it listens
+    on this machine only and wants --insecure said; with RXSTORE_CLIENTS=registered only the ASIDs that 'rxstore
+    clients' lists are let in. With RXSTORE_KAFKA_BOOTSTRAP_SERVERS set it also tells the history
     of a prescription, which is read from the topic.
     """
     from query_api import server
@@ -54,7 +56,11 @@ def _factory(settings: Settings) -> Callable[[], Api]:
         from rxstore.querying import api_settings
 
         engine = read_only_engine(settings.database(), role=READER_ROLE)
-        return create_app(engine, settings=api_settings(settings), history=_history(settings, engine))
+        return create_app(
+            engine,
+            settings=replace(api_settings(settings), only_registered=settings.clients == "registered"),
+            history=_history(settings, engine),
+        )
 
     return make
 

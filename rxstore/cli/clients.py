@@ -1,0 +1,159 @@
+"""``rxstore clients``: who may ask the API what."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import IO, Any
+
+import click
+
+from query_api.clients import INTERACTIONS
+from rxstore.cli.options import as_json, example, with_settings
+from rxstore.errors import WrongUse
+from rxstore.settings import Settings, instant
+
+ASID = click.argument("asid", metavar="ASID")
+REPLACE = click.option("--replace", is_flag=True, help="Replace what is registered of it, also where it is revoked.")
+
+
+class Instant(click.ParamType[datetime]):
+    """An RFC 3339 instant."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:  # noqa: ANN401
+        """Read it."""
+        try:
+            return value if isinstance(value, datetime) else instant(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(epilog=example("rxstore clients add 200000000946 --contact 'EPS team, eps@example.org'"))
+def command() -> None:
+    """Who may ask the API what, where RXSTORE_CLIENTS is registered.
+
+    Every server looks at the register every two seconds. A client that it does not name, that is revoked, not valid
+    now or not registered for what it asks gets code 52, or HTTP 403 on the paths under /rxstore, and nothing is read.
+    """
+
+
+@command.command(
+    "add",
+    epilog=example(
+        "rxstore clients add 200000000946 --contact 'EPS team, eps@example.org'",
+        "rxstore clients add 200000000947 --contact 'Publishers' --interaction rxstore_events",
+    ),
+)
+@ASID
+@click.option("--contact", required=True, help="Whom to ask about it.")
+@click.option(
+    "--interaction",
+    "interactions",
+    multiple=True,
+    type=click.Choice(INTERACTIONS),
+    help="What it may use; several times for several. The tracker's search and retrieve by default.",
+)
+@click.option("--valid-from", type=Instant(), help="From when on; now by default.")
+@click.option("--valid-to", type=Instant(), help="Until when; for good by default.")
+@REPLACE
+@with_settings
+def add(
+    settings: Settings,
+    asid: str,
+    contact: str,
+    interactions: tuple[str, ...],
+    valid_from: datetime | None,
+    valid_to: datetime | None,
+    replace: bool,
+) -> None:
+    """Register a client by its ASID."""
+    from rxstore import registering, store
+
+    registration = registering.Registration(
+        asid, contact, interactions or registering.PRIMARY_PAIR, valid_from, valid_to
+    ).checked()
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        registering.add(engine, registration, who=store.somebody(), anew=replace)
+    click.echo(f"client {asid} may use {', '.join(registration.interactions)}")
+
+
+@command.command("list", epilog=example("rxstore clients list --json > clients.ndjson"))
+@as_json
+@with_settings
+def listed(settings: Settings, as_json: bool) -> None:
+    """Every registered client; with --json one object a line, which import reads."""
+    from rxstore import registering, store
+
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        found = registering.every(engine)
+    _print(found, as_json)
+
+
+@command.command("show", epilog=example("rxstore clients show 200000000946"))
+@ASID
+@as_json
+@with_settings
+def show(settings: Settings, asid: str, as_json: bool) -> None:
+    """All that is registered of a client."""
+    from rxstore import registering, store
+
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        found = registering.every(engine, asid)
+    if not found:
+        raise WrongUse(f"there is no client {asid}: 'rxstore clients list' shows which there are")
+    _print(found, as_json)
+
+
+@command.command("revoke", epilog=example("rxstore clients revoke 200000000946 --why 'its key was lost'"))
+@ASID
+@click.option("--why", required=True, help="Kept with it.")
+@with_settings
+def revoke(settings: Settings, asid: str, why: str) -> None:
+    """Let a client in no more; within seconds on every server."""
+    from rxstore import registering, store
+
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        registering.revoke(engine, asid, who=store.somebody(), why=why)
+    click.echo(f"client {asid} is revoked")
+
+
+@command.command("import", epilog=example("rxstore clients import clients.ndjson"))
+@click.argument("file", type=click.File("rb"))
+@REPLACE
+@with_settings
+def import_(settings: Settings, file: IO[bytes], replace: bool) -> None:
+    """Register the clients of FILE, all of them or none: one JSON object a line, as list --json prints them.
+
+    Members: asid, contact, and if wanted interactions, valid_from, valid_to. Revoked ones are left out.
+    """
+    from rxstore import registering, store
+
+    registrations = registering.read_registrations(file, file.name)
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        count = registering.add_all(engine, registrations, who=store.somebody(), anew=replace)
+    click.echo(f"{count} clients registered")
+
+
+def _print(found: list[dict[str, Any]], as_json: bool) -> None:
+    from rxstore import registering
+
+    now = datetime.now(UTC)
+    for one in found:
+        state = registering.state_of(one, now)
+        if as_json:
+            click.echo(json.dumps({"state": state, **one}, default=datetime.isoformat))
+            continue
+        click.echo(f"{one['asid']}  {state}  {one['contact']}")
+        click.echo(f"  may use   {', '.join(one['interactions'])}")
+        ends = "" if one["valid_to"] is None else f" to {one['valid_to'].isoformat()}"
+        click.echo(f"  valid     from {one['valid_from'].isoformat()}{ends}")
+        click.echo(f"  added     {one['added_at'].isoformat()} by {one['added_by']}")
+        if one["revoked_at"] is not None:
+            click.echo(f"  revoked   {one['revoked_at'].isoformat()} by {one['revoked_by']}: {one['revoked_why']}")
