@@ -62,6 +62,8 @@ MOST_WORKERS_AT_ONCE = 4
 READ_TIMEOUT_MS = 1_000
 READ_PATIENCE_SECONDS = 30.0
 UNDO_PATIENCE_SECONDS = 60.0
+# How many times the patience with standing still a wait may take in all.
+MOST_PATIENCE = 5
 # How much longer than the session time-out a worker stands still.
 BEYOND_TIMEOUT_SECONDS = 0.7
 OPERATOR = "rxstore selftest"
@@ -360,13 +362,28 @@ class Trial:
                 raise Stuck(complaint)
 
     def _wait(self, what: str, done: Callable[[], bool]) -> None:
+        """Wait as long as checkpoints move now and then: a slow machine is no difference, standing still is one."""
         patience = 60.0 + 10 * self.settings.session_timeout_ms / 1000
-        until = time.monotonic() + patience
+        began = moved = time.monotonic()
+        stood = self._stands()
         while not done():
             self._watch()
-            if time.monotonic() > until:
-                raise Stuck(f"{what} not within {patience:.0f} s")
+            now, stands = time.monotonic(), self._stands()
+            if stands != stood:
+                moved, stood = now, stands
+            if now - moved > patience or now - began > MOST_PATIENCE * patience:
+                raise Stuck(
+                    f"{what} not within {now - began:.0f} s, nothing moved for {now - moved:.0f} s: next offsets "
+                    f"{stands} of {self.ends}, {len(self.alive)} workers, {self._takeovers()} takeovers"
+                )
             time.sleep(LOOK_EVERY_SECONDS)
+
+    def _stands(self) -> dict[int, int]:
+        return dict(
+            self.bench.connection.execute(
+                f"SELECT partition_number, next_offset FROM {LIVE}.checkpoint ORDER BY 1"
+            ).fetchall()
+        )
 
     # stages -----------------------------------------------------------------------------------------------------------
 
@@ -437,9 +454,7 @@ class Trial:
         self._wait("the log was projected", self._is_projected)
 
     def _is_projected(self) -> bool:
-        stored = dict(
-            self.bench.connection.execute(f"SELECT partition_number, next_offset FROM {LIVE}.checkpoint").fetchall()
-        )
+        stored = self._stands()
         if any(stored.get(partition, 0) < end for partition, end in self.ends.items()):
             return False
         waiting = self.bench.connection.execute(
@@ -465,9 +480,7 @@ class Trial:
                 and act.stream in {None, candidate.stream_key}
                 and not (act.action == "skip" and candidate.stream_key in self.schedule.healed)
             ][:MOST_DECISIONS_AT_ONCE]
-            stored = dict(
-                self.bench.connection.execute(f"SELECT partition_number, next_offset FROM {LIVE}.checkpoint").fetchall()
-            )
+            stored = self._stands()
             ids = sitting.decide(act.action, chosen, why="chaos", who=OPERATOR)
         for number, candidate in zip(ids, chosen, strict=True):
             partition = self.partition_of((candidate.stream_key or "").encode())

@@ -300,6 +300,7 @@ def test_what_a_worker_waited_for_is_over_with_its_next_batch(engine, topic, log
         one.project(log, 0, 5)
         one.look()
         change(engine, "UPDATE rx_g2.checkpoint SET moved_at = NULL")
+        change(engine, "UPDATE rxstore.progress SET events_per_second = 0")
         assert causes(engine, topic) == {"unknown": [0, 1, 2, 3]}
 
 
