@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import falcon
+from sqlalchemy import Connection, text
 
 from query_api import problems
 
@@ -36,6 +37,9 @@ OURS = {
 }
 
 
+REGISTER = text("SELECT asid, interactions, valid_from, valid_to, revoked_at FROM rxstore.client")
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """One registered client."""
@@ -44,6 +48,14 @@ class Client:
     valid_from: datetime
     valid_to: datetime | None
     is_revoked: bool
+
+
+def registered(connection: Connection) -> dict[str, Client]:
+    """Return every client of the register, by ASID."""
+    return {
+        row.asid: Client(frozenset(row.interactions), row.valid_from, row.valid_to, row.revoked_at is not None)
+        for row in connection.execute(REGISTER)
+    }
 
 
 class Admission(Protocol):

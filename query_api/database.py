@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from query_api import queries
-from query_api.clients import Client
+from query_api.clients import Client, registered
 from query_api.queries import (
     EventFate,
     LogPosition,
@@ -103,7 +103,7 @@ class Questions:
 
     def clients(self) -> Mapping[str, Client]:
         """Ask for every registered client, by ASID."""
-        return self._ask(queries.clients)
+        return self._ask(registered)
 
     def _ask(self, question: Callable[[Connection], T]) -> T:
         """Ask once more, on a new connection, when the pooled one turns out to be dead.

@@ -16,7 +16,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from query_api.clients import Client
 from schemas.outgoing import FoundIssue, FoundPrescription, IssueDetail, PrescriptionDetail
 
 PRESCRIPTION = text("""
@@ -366,9 +365,6 @@ def events(
     return [_record(row) for row in rows if row["topic"] is not None], rows[0]["as_of"]
 
 
-CLIENTS = text("SELECT asid, interactions, valid_from, valid_to, revoked_at FROM rxstore.client")
-
-
 def views_status(connection: Connection) -> ViewsStatus:
     """How far the live generation is, and how much is set aside."""
     row = connection.execute(VIEWS_STATUS).one()
@@ -386,14 +382,6 @@ def views_status(connection: Connection) -> ViewsStatus:
             for number, next_offset, moved_at, caught_up_at in row.partitions
         ],
     )
-
-
-def clients(connection: Connection) -> dict[str, Client]:
-    """Every registered client, by ASID."""
-    return {
-        row.asid: Client(frozenset(row.interactions), row.valid_from, row.valid_to, row.revoked_at is not None)
-        for row in connection.execute(CLIENTS)
-    }
 
 
 def has_passed(connection: Connection, topic: str, partition: int, offset: int) -> bool | None:

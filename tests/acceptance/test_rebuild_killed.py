@@ -177,6 +177,8 @@ class Site:
             "RXSTORE_GROUP_ID": f"group-{uuid.uuid4().hex}",
             "RXSTORE_SESSION_TIMEOUT_MS": "3000",
             "RXSTORE_BATCH_RECORDS": "60",
+            # Batch by batch, so that the statements are the same ones every time; the self-test kills builds in memory.
+            "RXSTORE_BUILD_MEMORY_MB": "0",
         }
         return system
 
