@@ -57,8 +57,9 @@ def main(events: int, dirty_rate: float, decisions: int, workers: int, partition
             ground.timed("projected", lambda: project(store, workers, published))
             await_decisions(store, workers)
             steps = [{"step": "stage", **build(on, store, workers, published)}]
+            began = time.monotonic()
             verified = command(store, "rebuild", "verify", "--json")
-            steps.append({"step": "verify", "whole s": verified["seconds"]})
+            steps.append({"step": "verify", "whole s": round(time.monotonic() - began, 2)})
             began = time.monotonic()
             command(store, "rebuild", "promote", "--json")
             steps.append({"step": "promote", "whole s": round(time.monotonic() - began, 2)})

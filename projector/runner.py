@@ -200,7 +200,12 @@ class Runner:
 
         Raises DecisionsDue when a decision takes effect inside the batch, TooManyFailing as ``project_batch`` does.
         """
+        schema, topic = self.read_model.schema, next(iter(claims.values())).topic
         arrivals = by_stream(batch.items)
+        passed_over = _Done(Counts())
+        with self.connection.cursor() as cursor:
+            known = set_aside.known(cursor, schema, topic, batch.bounds())
+        self._pass_over(known, arrivals, passed_over)
         stored: dict[str, Stream] = {}
         unknown: dict[str, int] = {}
         for key, items in arrivals.by_stream.items():
@@ -212,8 +217,7 @@ class Runner:
             else:
                 stored[key] = stream
         with self.connection.transaction(), self.connection.cursor() as cursor:
-            schema = self.read_model.schema
-            decisions.check_none_is_passed(cursor, schema, next(iter(claims.values())).topic, batch.next_offsets)
+            decisions.check_none_is_passed(cursor, schema, topic, batch.next_offsets)
             if unknown:
                 stored |= self.read_model.load(self.connection, unknown, self.decode, lambda _: False)
         done = _Done(Counts())
@@ -238,24 +242,25 @@ class Runner:
         for key, items in kept.items():
             unwritten.keep(key, items)
         unwritten.mark(arrivals.marks)
+        unwritten.pass_over(known, passed_over.counts.duplicates)
 
     def write(self, claims: Mapping[int, Claim], unwritten: Unwritten) -> Counts:
         """Write what was folded in memory and move its checkpoints, all or nothing; ``unwritten`` is empty then.
 
-        Raises FencingLost as ``project_batch`` does, and OneByOne when a decision, a hold, a record that had been set
-        aside before or a refusal of the database asks for smaller steps.
+        Raises FencingLost as ``project_batch`` does, and OneByOne when a decision, a hold, a record that was set aside
+        meanwhile by somebody else or a refusal of the database asks for smaller steps.
         """
         schema = self.read_model.schema
         bounds = {n: (unwritten.first_offsets[n], end - 1) for n, end in unwritten.next_offsets.items()}
-        done = _Done(Counts(quarantined=len(unwritten.marks)))
+        done = _Done(Counts(quarantined=len(unwritten.marks), duplicates=unwritten.duplicates))
         self.recent.forget()  # older than what is about to be written
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 checkpoints.move(cursor, schema, claims, unwritten.next_offsets, unwritten.leader_epochs)
                 topic = next(iter(claims.values())).topic
                 decisions.check_none_is_passed(cursor, schema, topic, unwritten.next_offsets)
-                if set_aside.known(cursor, schema, topic, bounds):
-                    raise OneByOne("records in here had been set aside when they were read before")
+                if set_aside.known(cursor, schema, topic, bounds) - unwritten.known:
+                    raise OneByOne("records in here were set aside by somebody else meanwhile")
                 self._save_folded(unwritten.streams.values())
                 for stream in unwritten.streams.values():
                     done.add(stream)

@@ -29,6 +29,8 @@ class Unwritten:
     """Streams as they are after what was read since the last write, and the records for which that does not go.
 
     ``first_offsets`` and ``next_offsets`` say what of each partition is in here; ``size`` is in bytes, estimated.
+    ``known`` are partition and offset of records that had been set aside before they were read, as after a rewind, and
+    were passed over; ``duplicates`` of them belong to a stream.
     """
 
     streams: dict[str, FoldedStream] = field(default_factory=dict)
@@ -37,6 +39,8 @@ class Unwritten:
     first_offsets: dict[int, int] = field(default_factory=dict)
     next_offsets: dict[int, int] = field(default_factory=dict)
     leader_epochs: dict[int, int] = field(default_factory=dict)
+    known: set[tuple[int, int]] = field(default_factory=set)
+    duplicates: int = 0
     size: int = 0
 
     def __bool__(self) -> bool:
@@ -93,11 +97,17 @@ class Unwritten:
             self.marks.append(record)
             self.size += ITEM_BYTES + (0 if record.record is None else len(record.record.value or b""))
 
+    def pass_over(self, known: Iterable[tuple[int, int]], duplicates: int) -> None:
+        """Note records that were passed over."""
+        self.known.update(known)
+        self.duplicates += duplicates
+
     def forget(self, partition: int) -> None:
         """Forget what is in here of a partition."""
         self.streams = {key: one for key, one in self.streams.items() if one.before.partition != partition}
         self.items = {key: one for key, one in self.items.items() if one[0].record.position.partition != partition}
         self.marks = [one for one in self.marks if one.position.partition != partition]
+        self.known = {place for place in self.known if place[0] != partition}
         for offsets in (self.first_offsets, self.next_offsets, self.leader_epochs):
             offsets.pop(partition, None)
         self.size = sum(_size(one.before.prescription) + _size(one.prescription) for one in self.streams.values())
@@ -106,9 +116,11 @@ class Unwritten:
 
     def clear(self) -> None:
         """Forget everything."""
-        for held in (self.streams, self.items, self.marks, self.first_offsets, self.next_offsets, self.leader_epochs):
+        for held in (self.streams, self.items, self.marks, self.known):
             held.clear()
-        self.size = 0
+        for offsets in (self.first_offsets, self.next_offsets, self.leader_epochs):
+            offsets.clear()
+        self.size = self.duplicates = 0
 
 
 def is_well(folded: FoldedStream) -> bool:

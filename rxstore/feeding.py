@@ -40,7 +40,7 @@ LOOK_EVERY_SECONDS = 2.0
 WATCH_EVERY_SECONDS = 0.2
 NOTED_WITHIN_SECONDS = 10.0
 # What a worker holds besides what it has folded: libraries, a batch, the rows of a part of it, recent streams.
-OWN_MEGABYTES = 450
+OWN_MEGABYTES = 500
 
 
 @dataclass(frozen=True, slots=True)
