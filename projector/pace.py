@@ -83,9 +83,9 @@ class Meter:
 
     @property
     def per_second(self) -> float:
-        """Return its rate; 0 while there is nothing to compare with."""
+        """Return its rate; 0 while there is nothing to compare with, or what was folded in memory is read again."""
         (began, first), (ended, last) = self.seen[0], self.seen[-1]
-        return (last - first) / (ended - began) if ended > began else 0.0
+        return max(0.0, (last - first) / (ended - began)) if ended > began else 0.0
 
 
 def p99(milliseconds: Sequence[float]) -> float | None:

@@ -93,6 +93,13 @@ def test_a_meter_tells_the_rate_of_the_last_seconds_only():
     assert meter.per_second == 10.0
 
 
+def test_a_build_that_reads_a_part_again_does_not_go_backwards():
+    meter = Meter()
+    meter.note(1.0, 500)
+    meter.note(2.0, 100)
+    assert meter.per_second == 0.0
+
+
 def test_a_meter_that_saw_one_place_only_knows_no_rate():
     meter = Meter()
     meter.note(1.0, 500)
