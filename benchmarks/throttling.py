@@ -66,7 +66,8 @@ def building(
     if options is None:
         yield
         return
-    build = store.start("rebuild", "stage", "--name", "built", "--workers", str(workers), *options)
+    name = "throttled" if options else "free"  # a name is given once
+    build = store.start("rebuild", "stage", "--name", name, "--workers", str(workers), *options)
     until = time.monotonic() + START_SECONDS
     while not _built(connection)[1]:
         if build.poll() is not None or time.monotonic() > until:
@@ -77,7 +78,7 @@ def building(
     finally:
         build.send_signal(signal.SIGTERM)
         build.wait()
-        store.run("rebuild", "abort", "built")
+        store.run("rebuild", "abort", name)
 
 
 def asked(connection: psycopg.Connection[Any], load: Load, seconds: float, is_building: bool) -> dict[str, Any]:
@@ -114,7 +115,8 @@ def _built(connection: psycopg.Connection[Any]) -> tuple[int, bool]:
 
 
 def _is_done(connection: psycopg.Connection[Any]) -> bool:
-    return connection.execute("SELECT state FROM rxstore.generation WHERE name = 'built'").fetchone() == ("ready",)
+    asked = "SELECT NOT EXISTS (SELECT FROM rxstore.generation WHERE state = 'building')"
+    return connection.execute(asked).fetchone() == (True,)
 
 
 if __name__ == "__main__":
