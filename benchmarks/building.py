@@ -62,13 +62,7 @@ def build(on: Ground, fresh: Store, workers: int, events: int) -> Row:
     began = time.monotonic()
     command = fresh.start("rebuild", "stage", "--name", GENERATION, "--workers", str(workers))
     tree = Tree(psutil.Process(command.pid))
-    cpu = Cpu(
-        {
-            "worker us": tree,
-            "postgres us": usage.server_of_url(on.database_url),
-            "broker us": usage.server(on.bootstrap_servers),
-        }
-    )
+    cpu = Cpu.of_run(tree, on.database_url, on.bootstrap_servers)
     claimed: float | None = None
     last, peak, sampled_at, reached = began, 0.0, 0.0, 0
     used: dict[str, float] = {}

@@ -161,13 +161,7 @@ def project(
     began = time.monotonic()
     command = fresh.start("project", "--until-caught-up", "--workers", str(workers), RXSTORE_METRICS_BIND=metrics)
     tree = Tree(psutil.Process(command.pid))
-    cpu = Cpu(
-        {
-            "worker us": tree,
-            "postgres us": usage.server_of_url(on.database_url),
-            "broker us": usage.server(on.bootstrap_servers),
-        }
-    )
+    cpu = Cpu.of_run(tree, on.database_url, on.bootstrap_servers)
     claimed: float | None = None
     done, peak, sampled_at = 0, 0.0, 0.0
     used: dict[str, float] = {}

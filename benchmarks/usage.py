@@ -68,6 +68,17 @@ class Cpu:
     began: dict[str, float] = field(default_factory=dict)
     began_at: float = 0.0
 
+    @classmethod
+    def of_run(cls, command: Tree, database_url: str, bootstrap_servers: str) -> Cpu:
+        """Count a command and the two servers that it works with."""
+        return cls(
+            {
+                "worker us": command,
+                "postgres us": server_of_url(database_url),
+                "broker us": server(bootstrap_servers),
+            }
+        )
+
     def begin(self) -> None:
         """Start counting."""
         self.began_at = time.monotonic()

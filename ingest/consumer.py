@@ -83,6 +83,7 @@ class Worker:
     _pace: Pace = field(init=False)
     _runner: Runner | None = None
     _ends: tuple[Any, dict[int, int]] | None = None
+    # The same ends, kept until they are asked for again: whether a build has far to go.
     _known_ends: dict[int, int] = field(default_factory=dict)
     _ends_asked_at: float = 0.0
     _committed_at: float = 0.0
@@ -365,10 +366,10 @@ class Worker:
                 self._take(consumer, assignment, before)
                 self._write(consumer, assignment)
                 self._apply_decisions(consumer)
-                batch = self._of_claims(consumer, assignment, batch)
+                batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
             except psycopg.Error as error:
                 self._wait(consumer, error)
-                batch = self._of_claims(consumer, assignment, batch)
+                batch = self._what_is_left(consumer, assignment, batch, overtaken=False)
             else:
                 self._backoff.reset()
                 self._pace.passed(batch)
@@ -378,21 +379,21 @@ class Worker:
     def _write(self, consumer: KafkaConsumer, assignment: Assignment) -> None:
         """Write what was folded in memory, again and again until it is written or no longer this worker's."""
         while self._unwritten:
-            started, offsets = time.monotonic(), dict(self._unwritten.next_offsets)
+            started, reached = time.monotonic(), Batch((), dict(self._unwritten.next_offsets))
             try:
                 counts = self._live().write(self._claims, self._unwritten)
-            except (FencingLost, psycopg.errors.SerializationFailure) as error:
-                self._of_claims(consumer, assignment, Batch((), {}))
-                held = {number: self._claims[number] for number in self._unwritten.next_offsets}
-                if not checkpoints.still_hold(self._connection(), self.read_model.schema, held):
-                    raise FencingLost(f"{sorted(held)} of {self.topic} are not where this worker left them") from error
+            except FencingLost:
+                self._what_is_left(consumer, assignment, reached, overtaken=True)
+            except psycopg.errors.SerializationFailure as error:
+                metrics.RETRIES.labels(type(error).__name__).inc()
+                self._what_is_left(consumer, assignment, reached, overtaken=False)
             except psycopg.Error as error:
                 self._wait(consumer, error)
-                self._of_claims(consumer, assignment, Batch((), {}))
+                self._what_is_left(consumer, assignment, reached, overtaken=False)
             else:
                 seconds = time.monotonic() - started
                 metrics.BATCH_SECONDS.observe(seconds)
-                self._projected(consumer, Batch((), offsets), counts)
+                self._projected(consumer, reached, counts)
                 log.info(
                     "wrote what %d events made, folded in memory, in %.1f s",
                     counts.folded,
@@ -402,15 +403,6 @@ class Worker:
                 return
             if self.stopping.is_set():
                 return
-
-    def _of_claims(self, consumer: KafkaConsumer, assignment: Assignment, batch: Batch) -> Batch:
-        """Follow the group, and return what of a batch is still this worker's."""
-        self._follow(consumer, assignment)
-        return Batch(
-            [item for item in batch.items if item.record.position.partition in self._claims],
-            {number: offset for number, offset in batch.next_offsets.items() if number in self._claims},
-            batch.leader_epochs,
-        )
 
     def _hand_over(self, consumer: KafkaConsumer, went: Iterable[TopicPartition]) -> None:
         """Write before partitions go; what cannot be written at the first try is read again by whoever gets them."""

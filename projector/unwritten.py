@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from projector.batch import Accepted, Quarantined
+from projector.batch import Accepted, Quarantined, Record
 from projector.prescription import Prescription
 from projector.stream import Counts, FoldedStream, SetAside, Stream
 
@@ -87,15 +87,15 @@ class Unwritten:
     def keep(self, key: str, items: Iterable[Item]) -> None:
         """Keep the events of a stream in which something is set aside, as they are."""
         kept = self.items.setdefault(key, [])
-        before = len(kept)
-        kept.extend(items)
-        self.size += sum(ITEM_BYTES + len(item.record.value or b"") for item in kept[before:])
+        for item in items:
+            kept.append(item)
+            self.size += _size_of_record(item.record)
 
     def mark(self, marks: Iterable[SetAside]) -> None:
         """Keep records that belong to no stream."""
         for record in marks:
             self.marks.append(record)
-            self.size += ITEM_BYTES + (0 if record.record is None else len(record.record.value or b""))
+            self.size += _size_of_record(record.record)
 
     def pass_over(self, known: Iterable[tuple[int, int]], duplicates: int) -> None:
         """Note records that were passed over."""
@@ -111,8 +111,8 @@ class Unwritten:
         for offsets in (self.first_offsets, self.next_offsets, self.leader_epochs):
             offsets.pop(partition, None)
         self.size = sum(_size(one.before.prescription) + _size(one.prescription) for one in self.streams.values())
-        self.size += sum(ITEM_BYTES + len(one.record.value or b"") for kept in self.items.values() for one in kept)
-        self.size += sum(ITEM_BYTES + len(one.record.value or b"") for one in self.marks if one.record is not None)
+        self.size += sum(_size_of_record(one.record) for kept in self.items.values() for one in kept)
+        self.size += sum(_size_of_record(one.record) for one in self.marks)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -129,6 +129,10 @@ def is_well(folded: FoldedStream) -> bool:
     return not (
         folded.set_aside or folded.removed or folded.deleted or before.open or before.has_parked or before.is_deleted
     )
+
+
+def _size_of_record(record: Record | None) -> int:
+    return ITEM_BYTES + (0 if record is None else len(record.value or b""))
 
 
 def _size(prescription: Prescription | None) -> int:

@@ -135,9 +135,10 @@ def _ends(
     if until > now:
         raise Refused(f"{precisely(until)} has not come: the database's clock says {precisely(now)}")
     ends = dict(moment.ends_at(lambda: make_reader(settings.kafka()))(log.name, begins, until))
-    for number in begins if archive is not None else ():
-        if archive is not None and (end := moment.first_later(archive.records(number), until)) is not None:
-            ends[number] = end
+    if archive is not None:
+        for number in begins:
+            if (end := moment.first_later(archive.records(number), until)) is not None:
+                ends[number] = end
     nothing = {number: end for number, end in sorted(ends.items()) if end.offset <= begins[number]}
     taken = {number: end for number, end in nothing.items() if begins[number] > 0}
     if not taken and len(nothing) < len(ends):

@@ -9,25 +9,12 @@ from typing import IO, Any
 import click
 
 from query_api.clients import INTERACTIONS
-from rxstore.cli.options import as_json, example, with_settings
+from rxstore.cli.options import as_json, example, instant, with_settings
 from rxstore.errors import WrongUse
-from rxstore.settings import Settings, instant
+from rxstore.settings import Settings
 
 ASID = click.argument("asid", metavar="ASID")
 REPLACE = click.option("--replace", is_flag=True, help="Replace what is registered of it, also where it is revoked.")
-
-
-class Instant(click.ParamType[datetime]):
-    """An RFC 3339 instant."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:  # noqa: ANN401
-        """Read it."""
-        try:
-            return value if isinstance(value, datetime) else instant(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.group(epilog=example("rxstore clients add 200000000946 --contact 'EPS team, eps@example.org'"))
@@ -55,8 +42,8 @@ def command() -> None:
     type=click.Choice(INTERACTIONS),
     help="What it may use; several times for several. The tracker's search and retrieve by default.",
 )
-@click.option("--valid-from", type=Instant(), help="From when on; now by default.")
-@click.option("--valid-to", type=Instant(), help="Until when; for good by default.")
+@click.option("--valid-from", metavar="TIME", help="From when on; now by default.")
+@click.option("--valid-to", metavar="TIME", help="Until when; for good by default.")
 @REPLACE
 @with_settings
 def add(
@@ -64,15 +51,19 @@ def add(
     asid: str,
     contact: str,
     interactions: tuple[str, ...],
-    valid_from: datetime | None,
-    valid_to: datetime | None,
+    valid_from: str | None,
+    valid_to: str | None,
     replace: bool,
 ) -> None:
     """Register a client by its ASID."""
     from rxstore import registering, store
 
     registration = registering.Registration(
-        asid, contact, interactions or registering.PRIMARY_PAIR, valid_from, valid_to
+        asid,
+        contact,
+        interactions or registering.PRIMARY_PAIR,
+        None if valid_from is None else instant(valid_from, "--valid-from"),
+        None if valid_to is None else instant(valid_to, "--valid-to"),
     ).checked()
     with store.engine(settings) as engine:
         store.live_generation(engine)

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
+from ingest.partitioning import partitioner
 from rxstore.embedded import free_port
+from rxstore.generator import GeneratedRecord
 
 ASID = "200000000946"
 PATIENCE_SECONDS = 60.0
@@ -89,6 +92,13 @@ class System:
     def publish(self, events: Iterable[dict[str, Any]]) -> None:
         """Publish events as a publisher would, in order."""
         self.do("publish", "-", stdin=b"\n".join(json.dumps(event).encode() for event in events))
+
+    def forget_log_before(self, offsets: Mapping[int, int]) -> None:
+        """Take events away from partitions as retention does."""
+        topic = self.environment["RXSTORE_TOPIC"]
+        admin = KafkaAdminClient(bootstrap_servers=self.environment["RXSTORE_KAFKA_BOOTSTRAP_SERVERS"])
+        admin.delete_records({TopicPartition(topic, number): offset for number, offset in offsets.items()})
+        admin.close()
 
     def project(self, workers: int = 1) -> dict[str, int]:
         """Project what is in the topic, and return what became of it."""
@@ -192,6 +202,23 @@ def eventually(question: Callable[[], bool], seconds: float = PATIENCE_SECONDS) 
     while not question():
         assert time.monotonic() < until, f"not within {seconds:.0f} seconds"
         time.sleep(0.05)
+
+
+def publish_records(broker: str, topic: str, made: Iterable[GeneratedRecord]) -> None:
+    """Send records as they are, wrong places and all, which `rxstore publish` would refuse to."""
+    producer = KafkaProducer(bootstrap_servers=broker, max_request_size=8 * 1024 * 1024)
+    partitions = len(producer.partitions_for(topic))
+    partition_of = partitioner("murmur2", partitions)
+    for record in made:
+        producer.send(
+            topic,
+            record.value,
+            key=record.key,
+            partition=(partition_of(record.key) + record.partition_shift) % partitions,
+            headers=list(record.headers),
+        )
+    producer.flush()
+    producer.close()
 
 
 @pytest.fixture

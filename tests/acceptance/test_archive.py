@@ -71,14 +71,6 @@ def test_a_directory_that_is_no_archive_is_wrong_use(system):
     assert "is no archive of rxstore" in done.stderr
 
 
-def delete_from_topic(system: System, before: dict[int, int]) -> None:
-    """Take events away as retention does."""
-    topic = system.environment["RXSTORE_TOPIC"]
-    admin = KafkaAdminClient(bootstrap_servers=system.environment["RXSTORE_KAFKA_BOOTSTRAP_SERVERS"])
-    admin.delete_records({TopicPartition(topic, number): offset for number, offset in before.items()})
-    admin.close()
-
-
 def archive_ends(system: System) -> dict[int, int]:
     archive = Archive.opened(system.directory / "archive")
     return {number: end for number in range(8) if (end := archive.next_offset(number))}
@@ -94,7 +86,7 @@ def test_a_rebuild_reads_the_archive_and_then_the_topic_without_a_hole_or_an_ove
     system.project()
     exported_files(system)
     system.publish(EVENTS[HALF + 1 :])
-    delete_from_topic(system, archive_ends(system))
+    system.forget_log_before(archive_ends(system))
     system.project()
 
     staged = json.loads(system.do("rebuild", "stage", "--archive", "archive", "--workers", "1", "--json"))
@@ -131,7 +123,7 @@ def test_a_hole_between_archive_and_topic_is_refused_and_nothing_is_staged(syste
     exported_files(system)
     system.publish(EVENTS[HALF:])
     number, end = next(iter(archive_ends(system).items()))
-    delete_from_topic(system, {number: end + 1})
+    system.forget_log_before({number: end + 1})
     done = system.run("rebuild", "stage", "--archive", "archive")
     assert done.returncode == 4
     assert "is in neither" in done.stderr

@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import date
-from itertools import count
 
 import pytest
-from kafka import KafkaProducer
 
-from ingest.partitioning import partitioner
-from rxstore.generator import GeneratedRecord, lifecycles, records
-from rxstore.settings import load
-from tests.acceptance.conftest import System, eventually
+from rxstore.generator import lifecycles, records
+from tests.acceptance.conftest import System, eventually, publish_records
 from tests.integration.projecting import rows
 
 # So small that a worker has many batches before it, and writes some times before the end.
 BUILT_IN_MEMORY = {"RXSTORE_BATCH_RECORDS": "20", "RXSTORE_BUILD_MEMORY_MB": "2", "RXSTORE_LOG_LEVEL": "info"}
 
 
-def publish(system: System, made: Iterable[GeneratedRecord]) -> int:
-    """Send records as they are, which `rxstore publish` would refuse to."""
-    settings = load(system.environment, env_file=system.directory / "none")
-    producer = KafkaProducer(**settings.kafka(), acks="all", max_request_size=8 * 1024 * 1024)
-    partitions = len(producer.partitions_for(settings.topic))
-    partition_of = partitioner(settings.partitioner, partitions)
-    numbers = count()
-    for record, _ in zip(made, numbers, strict=False):
-        producer.send(
-            settings.topic,
-            record.value,
-            key=record.key,
-            partition=(partition_of(record.key) + record.partition_shift) % partitions,
-            headers=list(record.headers),
-        )
-    producer.flush()
-    producer.close()
-    return next(numbers)
-
-
 @pytest.fixture
-def live(system: System) -> System:
+def live(system: System, broker: str, topic: str) -> System:
     """An installation whose live generation has folded a dirty log, with decisions in the middle of it."""
     made = list(records(lifecycles(400, 3, date(2026, 1, 5), 28), dirty_rate=0.05, seed=3))
     half = len(made) // 2
-    publish(system, made[:half])
+    publish_records(broker, topic, made[:half])
     with system.running("project", "--workers", "2"):
         eventually(lambda: projected(system, "g1") >= half)
         blocking = [record for record in system.quarantine() if record["blocks"]]
         assert len(blocking) > 10
         skipped = [record["id"] for record in blocking[::3]]
         system.do("quarantine", "skip", *skipped, "--why", "a test", "--limit", "100", "--yes", "--wait", "30")
-        publish(system, made[half:])
+        publish_records(broker, topic, made[half:])
         eventually(lambda: projected(system, "g1") >= len(made))
     return system
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 
 from ingest.lookup import lookup
 from ingest.moment import ends_at
@@ -358,10 +358,7 @@ def test_it_is_built_from_an_archive_also_where_the_topic_has_nothing_of_then(sy
     system.do("archive", "export", "archive")
     system.project()
     ends = {number: end for number, end in ends_of(system, len(EVENTS), now(system)).items() if end}
-    admin = KafkaAdminClient(bootstrap_servers=system.environment["RXSTORE_KAFKA_BOOTSTRAP_SERVERS"])
-    topic = system.environment["RXSTORE_TOPIC"]
-    admin.delete_records({TopicPartition(topic, number): end for number, end in ends.items()})
-    admin.close()
+    system.forget_log_before(ends)
     refused = system.run("rebuild", "stage", "--until", at.isoformat())
     assert (refused.returncode, "has no event from before" in refused.stderr) == (4, True)
     staged = json.loads(
@@ -380,10 +377,7 @@ def test_what_retention_took_beyond_its_end_does_not_hinder_a_build(system):
     ends = ends_of(system, len(EVENTS), at)
     system.do("rebuild", "stage", "--until", at.isoformat(), "--workers", "1")
     system.project()
-    admin = KafkaAdminClient(bootstrap_servers=system.environment["RXSTORE_KAFKA_BOOTSTRAP_SERVERS"])
-    topic = system.environment["RXSTORE_TOPIC"]
-    admin.delete_records({TopicPartition(topic, number): end + 1 for number, end in ends.items() if end})
-    admin.close()
+    system.forget_log_before({number: end + 1 for number, end in ends.items() if end})
     # As if its workers had been stopped right after their last batch.
     system.execute("UPDATE rx_g2.checkpoint SET caught_up_at = NULL")
     system.execute("UPDATE rxstore.generation SET state = 'building' WHERE name = 'g2'")

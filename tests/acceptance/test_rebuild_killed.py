@@ -25,16 +25,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient
 from psycopg import sql
 from sqlalchemy import make_url
 
-from ingest.partitioning import partitioner
 from rxstore.embedded import LOOPBACK
 from rxstore.generator import lifecycles, records
 from rxstore.selftest.proxy import Loop, database_wire
 from rxstore.selftest.scratch import database_server
-from tests.acceptance.conftest import System, eventually, installed
+from tests.acceptance.conftest import System, eventually, installed, publish_records
 from tests.conftest import PARTITIONS, new_database
 from tests.integration.projecting import rows
 
@@ -258,18 +257,8 @@ def nobody_is_left(system: System) -> None:
 
 
 def publish(broker: str, topic: str) -> None:
-    partition_of = partitioner("murmur2", PARTITIONS)
-    producer = KafkaProducer(bootstrap_servers=broker)
-    for made in records(lifecycles(PRESCRIPTIONS, SEED, date(2026, 1, 5), 28), dirty_rate=DIRTY_RATE, seed=SEED):
-        producer.send(
-            topic,
-            made.value,
-            key=made.key,
-            partition=(partition_of(made.key) + made.partition_shift) % PARTITIONS,
-            headers=list(made.headers),
-        )
-    producer.flush()
-    producer.close()
+    lives = lifecycles(PRESCRIPTIONS, SEED, date(2026, 1, 5), 28)
+    publish_records(broker, topic, records(lives, dirty_rate=DIRTY_RATE, seed=SEED))
 
 
 def undisturbed(site: Site, before: System, command: tuple[str, ...]) -> tuple[Undisturbed, System]:

@@ -292,21 +292,6 @@ def test_the_published_examples_validate():
 # progress -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that passes only when told to."""
-
-    class Clock:
-        now = 1_000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    stopped = Clock()
-    monkeypatch.setattr(progress_module, "time", stopped)
-    return stopped
-
-
 def test_nothing_is_shown_of_what_takes_less_than_two_seconds(clock, capsys):
     with Progress("fold", "events", total=100) as progress:
         for _ in range(100):

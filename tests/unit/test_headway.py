@@ -6,10 +6,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import pytest
-
 from projector.building import Throttle
-from rxstore import progress as progress_module
 from rxstore.headway import Cause, Headway, Partition, lines
 from rxstore.progress import Board
 
@@ -83,21 +80,6 @@ def test_other_numbers_of_a_throttle_are_no_other_cause():
 
 
 # the board ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Time that passes only when told to."""
-
-    class Clock:
-        now = 1_000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    stopped = Clock()
-    monkeypatch.setattr(progress_module, "time", stopped)
-    return stopped
 
 
 def run(clock, seconds: int) -> None:
