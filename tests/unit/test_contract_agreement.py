@@ -304,6 +304,10 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+# A copy each time: what is put into a payload may be damaged in turn, and must not end up inside itself.
+junk = st.sampled_from(JUNK).map(copy.deepcopy)
+
+
 @st.composite
 def damaged(draw: st.DrawFn) -> Payload:
     payload = copy.deepcopy(draw(payloads()))
@@ -323,7 +327,7 @@ def damaged(draw: st.DrawFn) -> Payload:
             st.sampled_from(["replace", "replace", "drop", "as number", "as text", "change", "repeat", "extend"])
         ):
             case "replace":
-                holder[last] = draw(st.sampled_from(JUNK))
+                holder[last] = draw(junk)
             case "drop":
                 del holder[last]
             case "as number" if type(value) is int and abs(value) < 2**53:
@@ -335,7 +339,7 @@ def damaged(draw: st.DrawFn) -> Payload:
             case "repeat" if isinstance(value, list):
                 holder[last] = value + value
             case "extend" if isinstance(value, dict):
-                holder[last] = value | {"unknown": draw(st.sampled_from(JUNK))}
+                holder[last] = value | {"unknown": draw(junk)}
     return as_read(payload)
 
 
