@@ -93,8 +93,8 @@ class Wire:
             self._open.add(writer)
             try:
                 await serve(reader, writer)
-            except CONNECTION_LOST:
-                pass
+            except (*CONNECTION_LOST, asyncio.CancelledError):
+                pass  # cancelled when the loop is closed: the streams' own callback would print that as a failure
             finally:
                 self._open.discard(writer)
                 writer.transport.abort()

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from projector.stream import Counts
-from rxstore.errors import RxstoreError, explained
+from rxstore.errors import RxstoreError, ServerUnavailable, explained
 from rxstore.selftest import scratch, trial, workers
 from rxstore.selftest.schedule import STATEMENTS, schedule_of
 from rxstore.selftest.scratch import Ground
-from rxstore.selftest.trial import Outcome
+from rxstore.selftest.trial import Bench, Outcome
 from rxstore.settings import Settings
 
 JOB_ENDS_SECONDS = 40.0
+ATTEMPTS = 5
+WAIT_SECONDS = 5.0
 DELIVERED = (
     "kills",
     "lost acknowledgements",
@@ -58,6 +60,7 @@ class Summary:
     answers: int = 0
     lost: int = 0
     doubled: int = 0
+    again: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     delivered: Counter[str] = field(default_factory=Counter)
     counts: Counts = field(default_factory=Counts)
@@ -73,6 +76,7 @@ class Summary:
         self.answers += found.answers
         self.lost += found.lost
         self.doubled += found.doubled
+        self.again += outcome.again
         self.kills += outcome.kills
         self.delivered += outcome.delivered
         self.delivered["kills"] += sum(outcome.kills.values())
@@ -114,6 +118,8 @@ class Summary:
             f"{self.answers:,} answers compared"
         )
         yield f"  lost {self.lost:,}, doubled {self.doubled:,}"
+        if self.again:
+            yield f"  run again      {self.again:,} times a server did not answer the self-test itself"
         yield from (f"  left out: {reason}" for reason in self.left_out)
         if self.failed:
             yield "  differences under seeds " + ", ".join(map(str, sorted(self.failed)))
@@ -220,14 +226,52 @@ def _started(settings: Settings, ground: Ground, directory: Path) -> Iterator[li
             pipe.close()
 
 
+class Runs:
+    """Runs seeds on a bench that is made anew when a server did not answer the self-test itself.
+
+    A trial whose own questions fail says nothing about the code under test: it is run again, and the summary counts it.
+    Workers have faults of their own, from which they must recover by themselves; this is only about the bench.
+
+    :raises ServerUnavailable: a seed could not be run ``ATTEMPTS`` times, one after the other.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Bench]], wait_seconds: float = WAIT_SECONDS) -> None:
+        self._make = make
+        self._wait_seconds = wait_seconds
+        self._made = ExitStack()
+        self._bench: Bench | None = None
+
+    def outcome(self, seed: int) -> Outcome:
+        """Run one seed."""
+        again = 0
+        while True:
+            try:
+                if self._bench is None:
+                    self._bench = self._made.enter_context(self._make())
+                return replace(self._bench.trial(schedule_of(seed)), again=again)
+            except Exception as error:
+                said = explained(error)
+                again += 1
+                if not isinstance(said, ServerUnavailable) or again == ATTEMPTS:
+                    raise
+                self._bench = None
+                with suppress(Exception):  # what cannot be reached cannot be tidied: the run's end does it
+                    self._made.close()
+                time.sleep(self._wait_seconds)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._made.close()
+
+
 def _job(settings: Settings, run: str, directory: Path, pipe: Pipe) -> None:
     """Be one job: run the seeds that come, one after the other."""
     trial.be_told_to_end()
     workers.forget_main()
     try:
-        with trial.bench(settings, run, directory) as bench:
+        with closing(Runs(lambda: trial.bench(settings, run, directory))) as runs:
             while (seed := pipe.recv()) is not None:
-                pipe.send(bench.trial(schedule_of(seed)))
+                pipe.send(runs.outcome(seed))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass  # the run was interrupted, or its process is gone
     except Exception as error:

@@ -73,7 +73,10 @@ MOST_UNDONE_AT_ONCE = 3
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one seed; ``delivered`` counts what really happened, by kind."""
+    """What became of one seed; ``delivered`` counts what really happened, by kind.
+
+    ``again`` is how often it was begun before, and given up since a server did not answer the self-test itself.
+    """
 
     seed: int
     records: int
@@ -83,6 +86,7 @@ class Outcome:
     delivered: Counter[str]
     counts: Counts
     found: Found
+    again: int = 0
 
 
 class Stuck(Exception):
