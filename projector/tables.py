@@ -146,7 +146,11 @@ client = Table(
     Column("revoked_at", INSTANT),
     Column("revoked_by", Text),
     Column("revoked_why", Text),
+    Column("fingerprints", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("subject", Text),
+    Column("issuer", Text),
     CheckConstraint("asid ~ '^[0-9]{12}$'", name="asid"),
+    CheckConstraint("(subject IS NULL) = (issuer IS NULL)", name="identity"),
 )
 
 prescription = Table(
