@@ -9,13 +9,14 @@ import orjson
 from sqlalchemy import Engine
 
 from query_api import problems
-from query_api.clients import Admission, Everybody, OnlyRegistered, Registered
+from query_api.clients import Admission, Everybody, Gate, OnlyRegistered, Registered
 from query_api.database import Questions
 from query_api.errors import TrackerErrors
 from query_api.health import Live, ReadinessQuestions, Ready
 from query_api.history import History, PrescriptionHistory
 from query_api.metrics import Metrics, MetricsPage, Observed
 from query_api.publishers import Events, PublisherQuestions, Status
+from query_api.rates import Rates
 from query_api.requests import Refused
 from query_api.resources import Prescription, PrescriptionQuestions, Prescriptions
 from query_api.settings import ApiSettings
@@ -27,17 +28,27 @@ Api = falcon.App[falcon.Request, falcon.Response]
 
 SEARCH = "/mm/prescriptions"
 RETRIEVE = "/mm/prescriptions/{prescription_id}"
+ONE_YEAR = "max-age=31536000"
 
 
 class ApiQuestions(PrescriptionQuestions, ReadinessQuestions, PositionQuestions, PublisherQuestions, Protocol):
     """All that the routes ask."""
 
 
-def create_app(engine: Engine, *, settings: ApiSettings, history: History | None = None) -> Api:
-    """The API over a read model that this engine can read; ``history`` tells the story of a prescription."""
+def create_app(
+    engine: Engine, *, settings: ApiSettings, history: History | None = None, rates: Rates | None = None
+) -> Api:
+    """The API over a read model that this engine can read; ``history`` tells the story of a prescription.
+
+    ``rates`` bounds how often each ASID may ask; the processes of a server share it.
+    """
     questions = Questions(engine)
-    admission = Registered(questions.clients, settings.clock) if settings.only_registered else Everybody()
-    return routes(questions, settings, history=history, admission=admission)
+    admission = (
+        Registered(questions.clients, settings.clock, by_certificate=settings.by_certificate)
+        if settings.only_registered
+        else Everybody()
+    )
+    return routes(questions, settings, history=history, admission=admission, rates=rates)
 
 
 def routes(
@@ -46,15 +57,18 @@ def routes(
     *,
     history: History | None = None,
     admission: Admission | None = None,
+    rates: Rates | None = None,
 ) -> Api:
     """The API over anything that answers its questions; without ``admission`` any ASID is let in."""
-    admission = admission or Everybody()
+    gate = Gate(admission or Everybody(), rates)
     waiting = Waiting(questions)
     metrics = Metrics()
-    app: Api = falcon.App(middleware=[Observed(metrics), NotStored(), OnlyGet(), OnlyRegistered(admission)])
+    app: Api = falcon.App(
+        middleware=[Observed(metrics), NotStored(is_over_tls=settings.by_certificate), OnlyGet(), OnlyRegistered(gate)]
+    )
 
-    app.add_route(SEARCH, Prescriptions(questions, settings, waiting, admission))
-    app.add_route(RETRIEVE, Prescription(questions, settings, waiting, admission))
+    app.add_route(SEARCH, Prescriptions(questions, settings, waiting, gate))
+    app.add_route(RETRIEVE, Prescription(questions, settings, waiting, gate))
     app.add_route("/rxstore/prescriptions/{prescription_id}/history", PrescriptionHistory(history))
     app.add_route("/rxstore/events", Events(questions))
     app.add_route("/rxstore/status", Status(questions))
@@ -85,10 +99,15 @@ class OnlyGet:
 class NotStored:
     """No answer is kept by anybody on the way, errors included: nearly all of them are about patients."""
 
+    def __init__(self, *, is_over_tls: bool) -> None:
+        self._is_over_tls = is_over_tls
+
     def process_response(self, req: falcon.Request, resp: falcon.Response, resource: object, succeeded: bool) -> None:
         """Say so where nobody did."""
         if resp.get_header("Cache-Control") is None:
             resp.cache_control = ["no-store"]
+        if self._is_over_tls:
+            resp.set_header("Strict-Transport-Security", ONE_YEAR)
 
 
 def no_such_path(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:  # noqa: ANN401 - none

@@ -42,7 +42,17 @@ BLOCKED_ANSWERS = Metric(
     "Answers that had to leave out a blocked prescription, by path template.",
     ("path",),
 )
-METRICS = (REQUESTS, REQUEST_SECONDS, BLOCKED_ANSWERS)
+CONNECTIONS_REFUSED = Metric(
+    "rxstore_api_connections_refused_total",
+    "Connections that were not served: no certificate that counts (tls), not from a proxy (untrusted), or slow.",
+    ("reason",),
+)
+REQUESTS_REFUSED = Metric(
+    "rxstore_api_requests_refused_total",
+    "Requests that no thread was free for in time: too many in all (full), or of one caller (caller).",
+    ("reason",),
+)
+METRICS = (REQUESTS, REQUEST_SECONDS, BLOCKED_ANSWERS, CONNECTIONS_REFUSED, REQUESTS_REFUSED)
 
 
 class Metrics:

@@ -25,6 +25,16 @@ def forbidden(description: str) -> falcon.HTTPForbidden:
     return falcon.HTTPForbidden(title="Not allowed", description=description, headers=NOT_STORED)
 
 
+def too_many(retry_after_seconds: int) -> falcon.HTTPTooManyRequests:
+    """The caller asks more often than it may."""
+    return falcon.HTTPTooManyRequests(
+        title="Too many requests",
+        description="Ask again after the seconds of Retry-After, and less often.",
+        headers=NOT_STORED,
+        retry_after=retry_after_seconds,
+    )
+
+
 def unavailable(description: str, *, retry_after_seconds: int = 5) -> falcon.HTTPServiceUnavailable:
     """Something that the answer needs is away or too slow; the same question may be answered later."""
     return falcon.HTTPServiceUnavailable(

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, time, timedelta
 import falcon
 
 from query_api import clients
-from query_api.clients import Admission
+from query_api.clients import Gate
 from query_api.queries import SearchCriteria
 from query_api.settings import ApiSettings
 from schemas.identifiers import (
@@ -52,11 +52,11 @@ class RetrieveCriteria:
     issue_number: int | None
 
 
-def search_criteria(request: falcon.Request, settings: ApiSettings, admission: Admission) -> SearchCriteria:
+def search_criteria(request: falcon.Request, settings: ApiSettings, gate: Gate) -> SearchCriteria:
     """What a search asks for."""
     if not request.params:
         raise Refused(TrackerStatus.NO_PARAMETERS)
-    _check_caller(request, settings, admission, clients.SEARCH)
+    _check_caller(request, settings, gate, clients.SEARCH)
     earliest, latest = _window(request, settings.clock().astimezone(UTC).date())
     return SearchCriteria(
         earliest=earliest,
@@ -68,11 +68,11 @@ def search_criteria(request: falcon.Request, settings: ApiSettings, admission: A
 
 
 def retrieve_criteria(
-    request: falcon.Request, prescription_id: str, settings: ApiSettings, admission: Admission
+    request: falcon.Request, prescription_id: str, settings: ApiSettings, gate: Gate
 ) -> RetrieveCriteria:
     """Which prescription and issue a retrieve asks for."""
     stream_key = _stream_key(prescription_id, strict=settings.strict_check_character)
-    _check_caller(request, settings, admission, clients.RETRIEVE)
+    _check_caller(request, settings, gate, clients.RETRIEVE)
     return RetrieveCriteria(stream_key, _issue_number(request))
 
 
@@ -90,9 +90,9 @@ def format_given(request: falcon.Request, published: str) -> str:
     return "published" if given == published else "other"
 
 
-def _check_caller(request: falcon.Request, settings: ApiSettings, admission: Admission, interaction: str) -> None:
+def _check_caller(request: falcon.Request, settings: ApiSettings, gate: Gate, interaction: str) -> None:
     asid = request.get_header("Spine-From-Asid", default="")
-    if not is_asid(asid) or not admission.admits(asid, interaction):
+    if not is_asid(asid) or not gate.lets_in(request, interaction):
         raise Refused(TrackerStatus.INVALID_ASID)
     if _parameter(request, "version", TrackerStatus.INVALID_VERSION) not in {None, *VERSIONS}:
         raise Refused(TrackerStatus.INVALID_VERSION)

@@ -7,7 +7,7 @@ from typing import Protocol
 import falcon
 
 from query_api import answers, requests
-from query_api.clients import Admission
+from query_api.clients import Gate
 from query_api.queries import Retrieved, SearchCriteria, Searched
 from query_api.settings import ApiSettings
 from query_api.waiting import Waiting
@@ -28,19 +28,17 @@ class PrescriptionQuestions(Protocol):
 class Prescriptions:
     """/mm/prescriptions"""
 
-    def __init__(
-        self, questions: PrescriptionQuestions, settings: ApiSettings, waiting: Waiting, admission: Admission
-    ) -> None:
+    def __init__(self, questions: PrescriptionQuestions, settings: ApiSettings, waiting: Waiting, gate: Gate) -> None:
         self._questions = questions
         self._settings = settings
         self._waiting = waiting
-        self._admission = admission
+        self._gate = gate
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Search by NHS number."""
         resp.context.format = requests.format_given(req, "trace-summary")
         answers.tell_trace_id(resp, requests.trace_id(req))
-        criteria = requests.search_criteria(req, self._settings, self._admission)
+        criteria = requests.search_criteria(req, self._settings, self._gate)
         with self._waiting.waited_for(req, resp):
             searched = self._questions.prescriptions(criteria)
         answers.tell_freshness(resp, searched.as_of, searched.generation)
@@ -59,19 +57,17 @@ class Prescriptions:
 class Prescription:
     """/mm/prescriptions/{prescription_id}"""
 
-    def __init__(
-        self, questions: PrescriptionQuestions, settings: ApiSettings, waiting: Waiting, admission: Admission
-    ) -> None:
+    def __init__(self, questions: PrescriptionQuestions, settings: ApiSettings, waiting: Waiting, gate: Gate) -> None:
         self._questions = questions
         self._settings = settings
         self._waiting = waiting
-        self._admission = admission
+        self._gate = gate
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, prescription_id: str) -> None:
         """Retrieve one prescription and one of its issues."""
         resp.context.format = requests.format_given(req, "trace")
         answers.tell_trace_id(resp, requests.trace_id(req))
-        criteria = requests.retrieve_criteria(req, prescription_id, self._settings, self._admission)
+        criteria = requests.retrieve_criteria(req, prescription_id, self._settings, self._gate)
         with self._waiting.waited_for(req, resp):
             retrieved = self._questions.prescription(criteria.stream_key, criteria.issue_number)
         answers.tell_freshness(resp, retrieved.as_of, retrieved.generation)

@@ -1,7 +1,8 @@
 """gunicorn as a library: worker processes with threads, stopped by SIGTERM or Ctrl-C once their requests are answered.
 
 A process per core, since Python runs one thread of each at a time; a few threads in each, since a request mostly waits
-for PostgreSQL. Every thread has a connection of its own at most, so a server holds up to ``workers * threads``.
+for PostgreSQL. Every thread has a database connection of its own at most, so a server holds up to
+``workers * threads``. ``query_api.worker`` is what runs in a process.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from prometheus_client.multiprocess import mark_process_dead
 from query_api.app import Api
 from query_api.errors import outline
 from query_api.metrics import DIRECTORY_VARIABLE
+from query_api.transport import Plain, Transport
+from query_api.worker import ConnectionWorker
 
 THREADS = 8
 REQUEST_TIMEOUT_SECONDS = 30
 GRACE_SECONDS = 10
 KEEP_ALIVE_SECONDS = 15
+LONGEST_REQUEST_LINE = 4_094
+MOST_HEADERS = 50
+SOCKET_UMASK = 0o117
 INVALID_REQUEST = "Invalid request"
 
 
@@ -36,17 +42,21 @@ def run(
     app_factory: Callable[[], Api],
     bind: str,
     *,
+    transport: Transport | None = None,
     workers: int | None = None,
     threads: int = THREADS,
 ) -> None:
-    """Serve plain HTTP on a loopback address until told to stop; ends with SystemExit, as gunicorn does.
+    """Serve until told to stop; ends with SystemExit, as gunicorn does.
 
-    ``app_factory`` is called once in each worker, after the fork: connections and locks are never shared. Raises
-    ValueError for an address that other machines can reach.
+    ``bind`` is ``HOST:PORT``, or ``unix:PATH`` for a socket that its owner and group may open. Without ``transport`` it
+    is plain HTTP, on a loopback address only: ValueError for one that other machines can reach.
+
+    ``app_factory`` is called once in each worker, after the fork: connections and locks are never shared.
     """
-    check_loopback(bind)
+    if transport is None:
+        check_loopback(bind)
     os.environ[DIRECTORY_VARIABLE] = tempfile.mkdtemp(prefix="rxstore-metrics-")
-    _Server(app_factory, bind, workers or os.cpu_count() or 1, threads).run()
+    _Server(app_factory, bind, transport or Plain(), workers or os.cpu_count() or 1, threads).run()
 
 
 def check_loopback(bind: str) -> None:
@@ -57,7 +67,7 @@ def check_loopback(bind: str) -> None:
     if not _is_loopback(host.strip("[]")):
         raise ValueError(
             f"plain HTTP is served on a loopback address only, and {host} is none: use 127.0.0.1:{port}, "
-            "with a proxy that terminates TLS in front of it"
+            "or serve over TLS"
         )
 
 
@@ -106,13 +116,19 @@ class _NoBanner(Response):  # type: ignore[misc]
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
-    def __init__(self, app_factory: Callable[[], Api], bind: str, workers: int, threads: int) -> None:
+    def __init__(
+        self, app_factory: Callable[[], Api], bind: str, transport: Transport, workers: int, threads: int
+    ) -> None:
         self._app_factory = app_factory
+        self.transport = transport
+        self.threads = threads
         self._settings = {
             "bind": bind,
             "workers": workers,
-            "threads": threads,
-            "worker_class": "gthread",
+            "worker_class": ConnectionWorker,
+            "umask": SOCKET_UMASK,
+            "limit_request_line": LONGEST_REQUEST_LINE,
+            "limit_request_fields": MOST_HEADERS,
             "timeout": REQUEST_TIMEOUT_SECONDS,
             "graceful_timeout": GRACE_SECONDS,
             "keepalive": KEEP_ALIVE_SECONDS,

@@ -17,7 +17,8 @@ def utc_now() -> datetime:
 class ApiSettings:
     """The defaults are the documented ones.
 
-    With ``only_registered`` nobody but the clients of the register is let in.
+    With ``only_registered`` nobody but the clients of the register is let in, with ``by_certificate`` each by a
+    certificate that is registered for it.
 
     With ``ready_max_age_seconds`` the API is ready only while every partition was seen at its end that recently.
     """
@@ -28,6 +29,7 @@ class ApiSettings:
     strict_check_character: bool = True
     ready_max_age_seconds: float | None = None
     only_registered: bool = False
+    by_certificate: bool = False
 
 
 def fixed_clock(instant: str) -> Callable[[], datetime]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -77,6 +78,33 @@ def bind(value: str) -> Bind:
     if address is None or int(address[3]) > 65_535:
         raise ValueError("must be host:port")
     return Bind(address[1] or address[2], int(address[3]))
+
+
+class UnixSocket(NamedTuple):
+    """A socket in the file system to listen on."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+def bind_or_socket(value: str) -> Bind | UnixSocket:
+    """``host:port``, or ``unix:`` with an absolute path."""
+    if value.startswith("unix:/"):
+        return UnixSocket(Path(value.removeprefix("unix:")))
+    try:
+        return bind(value)
+    except ValueError:
+        raise ValueError("must be host:port, or unix:/path of a socket") from None
+
+
+def networks(value: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Addresses and networks with commas between: ``10.0.0.4,10.1.0.0/24,2001:db8::/64``."""
+    try:
+        return tuple(ip_network(one.strip()) for one in value.split(","))
+    except ValueError:
+        raise ValueError("must be addresses or networks, with commas between them") from None
 
 
 def bind_or_off(value: str) -> Bind | None:
@@ -211,17 +239,42 @@ SETTINGS = (
         "under how many milliseconds an automatic throttle holds the p99 of the API's questions to the database",
         whole_number(1, 60_000),
     ),
-    Setting("RXSTORE_HTTP_BIND", "127.0.0.1:8443", "host:port that the API listens on", bind),
+    Setting(
+        "RXSTORE_HTTP_BIND",
+        "127.0.0.1:8443",
+        "host:port that the API listens on, or unix:/path of a socket for a proxy",
+        bind_or_socket,
+    ),
     Setting(
         "RXSTORE_CLIENTS",
-        "any",
-        "registered lets only clients of the register ask the API, each what it may (rxstore clients)",
+        None,
+        "registered lets only clients of the register ask the API, each what it may (rxstore clients): so over TLS; "
+        "any lets in any ASID: so by default with --insecure",
         one_of("any", "registered"),
+    ),
+    Setting(
+        "RXSTORE_RATE_LIMIT",
+        "20000",
+        "how many requests a minute each ASID may make of one server; 0 for any number",
+        whole_number(0, 10_000_000),
     ),
     Setting("RXSTORE_TLS_CERTFILE", None, "the API's certificate", readable_file),
     Setting("RXSTORE_TLS_KEYFILE", None, "the key of that certificate", readable_file),
     Setting(
         "RXSTORE_TLS_CLIENT_CAFILE", None, "authority that the clients' certificates must come from", readable_file
+    ),
+    Setting("RXSTORE_TLS_CRLFILE", None, "that authority's lists of revoked certificates, in PEM", readable_file),
+    Setting(
+        "RXSTORE_TRUSTED_PROXIES",
+        None,
+        "addresses or networks of the proxies that end TLS, where serve --behind-proxy listens on host:port",
+        networks,
+    ),
+    Setting(
+        "RXSTORE_PROXY_CERTIFICATE_HEADER",
+        "X-Client-Cert",
+        "the header in which such a proxy hands on the client's certificate",
+        matching(r"[A-Za-z][A-Za-z0-9-]{0,99}", "the name of a header: letters, digits and dashes"),
     ),
     Setting(
         "RXSTORE_CHECK_CHARACTER",
@@ -281,11 +334,15 @@ class Settings:
     build_memory_mb: int
     max_value_bytes: int
     throttle_p99_ms: int
-    http_bind: Bind
-    clients: Literal["any", "registered"]
+    http_bind: Bind | UnixSocket
+    clients: Literal["any", "registered"] | None
+    rate_limit: int
     tls_certfile: Path | None
     tls_keyfile: Path | None
     tls_client_cafile: Path | None
+    tls_crlfile: Path | None
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] | None
+    proxy_certificate_header: str
     check_character: Literal["strict", "lenient"]
     empty_search: Literal["not-found", "empty-list"]
     require_user: bool

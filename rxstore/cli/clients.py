@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -14,12 +15,19 @@ from rxstore.errors import WrongUse
 from rxstore.settings import Settings
 
 ASID = click.argument("asid", metavar="ASID")
+CERTIFICATES = click.option(
+    "--certificate",
+    "certificates",
+    multiple=True,
+    metavar="FILE|SHA256",
+    help="A certificate of it: a PEM file, or its SHA-256 fingerprint; several times for several.",
+)
 REPLACE = click.option("--replace", is_flag=True, help="Replace what is registered of it, also where it is revoked.")
 
 
 @click.group(epilog=example("rxstore clients add 200000000946 --contact 'EPS team, eps@example.org'"))
 def command() -> None:
-    """Who may ask the API what, where RXSTORE_CLIENTS is registered.
+    """Who may ask the API what, over TLS and where RXSTORE_CLIENTS is registered.
 
     Every server looks at the register every two seconds. A client that it does not name, that is revoked, not valid
     now or not registered for what it asks gets code 52, or HTTP 403 on the paths under /rxstore, and nothing is read.
@@ -30,6 +38,7 @@ def command() -> None:
     "add",
     epilog=example(
         "rxstore clients add 200000000946 --contact 'EPS team, eps@example.org'",
+        "rxstore clients add 200000000946 --contact 'EPS team' --certificate client.pem",
         "rxstore clients add 200000000947 --contact 'Publishers' --interaction rxstore_events",
     ),
 )
@@ -42,6 +51,9 @@ def command() -> None:
     type=click.Choice(INTERACTIONS),
     help="What it may use; several times for several. The tracker's search and retrieve by default.",
 )
+@CERTIFICATES
+@click.option("--subject", help="Subject of its certificates, as RFC 4514 writes it: CN=system.example,O=Example.")
+@click.option("--issuer", help="Their issuer, in the same form; given together with --subject.")
 @click.option("--valid-from", metavar="TIME", help="From when on; now by default.")
 @click.option("--valid-to", metavar="TIME", help="Until when; for good by default.")
 @REPLACE
@@ -51,11 +63,18 @@ def add(
     asid: str,
     contact: str,
     interactions: tuple[str, ...],
+    certificates: tuple[str, ...],
+    subject: str | None,
+    issuer: str | None,
     valid_from: str | None,
     valid_to: str | None,
     replace: bool,
 ) -> None:
-    """Register a client by its ASID."""
+    """Register a client by its ASID.
+
+    Over TLS it is let in with the certificates named here, or with any whose subject and issuer are named; a client
+    without either is not.
+    """
     from rxstore import registering, store
 
     registration = registering.Registration(
@@ -64,6 +83,9 @@ def add(
         interactions or registering.PRIMARY_PAIR,
         None if valid_from is None else instant(valid_from, "--valid-from"),
         None if valid_to is None else instant(valid_to, "--valid-to"),
+        tuple(map(_fingerprint, certificates)),
+        subject,
+        issuer,
     ).checked()
     with store.engine(settings) as engine:
         store.live_generation(engine)
@@ -100,6 +122,30 @@ def show(settings: Settings, asid: str, as_json: bool) -> None:
     _print(found, as_json)
 
 
+@command.command(
+    "certificates",
+    epilog=example(
+        "rxstore clients certificates 200000000946 --add new.pem",
+        "rxstore clients certificates 200000000946 --remove old.pem",
+    ),
+)
+@ASID
+@click.option("--add", "added", multiple=True, metavar="FILE|SHA256", help="One that it may use from now on.")
+@click.option("--remove", "removed", multiple=True, metavar="FILE|SHA256", help="One that it may use no more.")
+@with_settings
+def certificates(settings: Settings, asid: str, added: tuple[str, ...], removed: tuple[str, ...]) -> None:
+    """Change the certificates of a client, so that a new one can be rolled out beside the old one."""
+    from rxstore import registering, store
+
+    if bool(added) == bool(removed):
+        raise WrongUse("say --add or --remove, and not both")
+    change = registering.add_fingerprints if added else registering.remove_fingerprints
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        count = change(engine, asid, [_fingerprint(one) for one in added or removed])
+    click.echo(f"client {asid} has {count} certificates")
+
+
 @command.command("revoke", epilog=example("rxstore clients revoke 200000000946 --why 'its key was lost'"))
 @ASID
 @click.option("--why", required=True, help="Kept with it.")
@@ -132,6 +178,18 @@ def import_(settings: Settings, file: IO[bytes], replace: bool) -> None:
     click.echo(f"{count} clients registered")
 
 
+def _fingerprint(given: str) -> str:
+    """Return the fingerprint of a PEM file, or the one that was given."""
+    from query_api.certificates import Unreadable, from_pem, normal_fingerprint
+
+    path = Path(given)
+    try:
+        return from_pem(path.read_bytes()).fingerprint if path.is_file() else normal_fingerprint(given)
+    except (OSError, Unreadable) as error:
+        what = "a file that" if path.is_file() else "neither a file nor a fingerprint:"
+        raise WrongUse(f"{given} is {what} cannot be taken as a certificate: {error}") from error
+
+
 def _print(found: list[dict[str, Any]], as_json: bool) -> None:
     from rxstore import registering
 
@@ -143,6 +201,10 @@ def _print(found: list[dict[str, Any]], as_json: bool) -> None:
             continue
         click.echo(f"{one['asid']}  {state}  {one['contact']}")
         click.echo(f"  may use   {', '.join(one['interactions'])}")
+        for fingerprint in one["fingerprints"]:
+            click.echo(f"  known by  sha256:{fingerprint}")
+        if one["subject"] is not None:
+            click.echo(f"  known by  {one['subject']}, issued by {one['issuer']}")
         ends = "" if one["valid_to"] is None else f" to {one['valid_to'].isoformat()}"
         click.echo(f"  valid     from {one['valid_from'].isoformat()}{ends}")
         click.echo(f"  added     {one['added_at'].isoformat()} by {one['added_by']}")

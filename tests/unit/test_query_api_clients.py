@@ -9,7 +9,7 @@ import pytest
 from falcon import testing
 
 from query_api.app import routes
-from query_api.clients import EVENTS, FRESH_SECONDS, HISTORY, RETRIEVE, SEARCH, STATUS, Client, Registered
+from query_api.clients import EVENTS, FRESH_SECONDS, HISTORY, RETRIEVE, SEARCH, STATUS, Caller, Client, Registered
 from query_api.settings import ApiSettings
 from tests.unit.test_query_api_answers import ID, NHS, ReadModel
 
@@ -113,12 +113,12 @@ def test_health_metrics_and_the_contract_are_told_to_everybody(path):
 def test_the_register_is_read_again_once_it_is_older_than_its_time():
     register = Register(asid200000000946=CLIENT)
     admission = register.admission()
-    assert admission.admits(ASID, SEARCH)
+    assert admission.rule_against(Caller(ASID), SEARCH) is None
     register.clients = {}
     register.seconds = FRESH_SECONDS
-    assert admission.admits(ASID, SEARCH)
+    assert admission.rule_against(Caller(ASID), SEARCH) is None
     register.seconds = FRESH_SECONDS + 0.001
-    assert not admission.admits(ASID, SEARCH)
+    assert admission.rule_against(Caller(ASID), SEARCH) == "it is not registered"
     assert register.reads == 2
 
 
