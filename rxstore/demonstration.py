@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -17,19 +18,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPResponse
 from itertools import chain
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import Engine
 
 from ingest.decode import Decoder
 from projector import generations
-from rxstore import broker, embedded, event_file, publishing, store, topics
+from query_api.certificates import from_pem
+from query_api.clients import RETRIEVE, SEARCH
+from rxstore import broker, embedded, event_file, publishing, registering, store, topics
+from rxstore.authority import Authority, Issued
 from rxstore.errors import RxstoreError
 from rxstore.generator import lines
 from rxstore.settings import PREFIX, Settings, load
 
 ASID = "200000000946"
+# Registered for searches alone, where the demo speaks TLS.
+SEARCHING_ASID = "200000000947"
 # The history begins this long ago, so that a search without dates (28 days) finds it; its last days are fed later, an
 # hour of theirs in a second of ours.
 HISTORY = timedelta(days=26)
@@ -48,6 +56,21 @@ class DemoFailed(RxstoreError):
 
 
 @dataclass(frozen=True, slots=True)
+class Certificates:
+    """What the demo over TLS made: an authority, and the certificates of two clients."""
+
+    authority: Authority
+    everything: Issued
+    searching: Issued
+
+    def context(self) -> ssl.SSLContext:
+        """Return what the client that may ask everything connects with."""
+        context = ssl.create_default_context(cafile=self.authority.certfile)
+        context.load_cert_chain(self.everything.certfile, self.everything.keyfile)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
 class Demo:
     """The running system. ``fed_later`` are events still to be published, each with its time."""
 
@@ -55,6 +78,7 @@ class Demo:
     base_url: str
     parts: tuple[subprocess.Popen[bytes], ...]
     fed_later: Iterator[bytes]
+    certificates: Certificates | None = None
 
     def patient(self) -> tuple[str, str]:
         """Return the NHS number of a patient who shows much, and the id of a prescription that a dispenser has."""
@@ -102,10 +126,40 @@ class Demo:
             if part.poll() is not None:
                 raise DemoFailed(f"a part of the demo ended with exit code {part.returncode}: its words stand above")
 
+    def ask(self, url: str) -> str:
+        """Ask the API and return its answer, indented for reading."""
+        headers = {"Accept": "application/json", "Spine-From-Asid": ASID}
+        with self._open(urllib.request.Request(url, headers=headers)) as response:  # noqa: S310
+            return json.dumps(json.load(response), indent=2)
+
+    def is_ready(self) -> bool:
+        """Whether the API says that it is."""
+        try:
+            with self._open(urllib.request.Request(f"{self.base_url}/health/ready")) as response:  # noqa: S310
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def _open(self, request: urllib.request.Request) -> HTTPResponse:
+        context = None if self.certificates is None else self.certificates.context()
+        found: HTTPResponse = urllib.request.urlopen(request, timeout=10, context=context)  # noqa: S310 - our own
+        return found
+
+    def curl(self, url: str, asid: str = ASID, issued: Issued | None = None) -> str:
+        """Return the line to paste for the same; over TLS with the certificate of some client."""
+        tls = ""
+        if self.certificates is not None:
+            shown = issued or self.certificates.everything
+            tls = f" --cacert {self.certificates.authority.certfile} --cert {shown.certfile} --key {shown.keyfile}"
+        return f"curl -s{tls} -H 'Accept: application/json' -H 'Spine-From-Asid: {asid}' '{url}'"
+
 
 @contextmanager
-def running(*, prescriptions: int, port: int | None, say: Say) -> Iterator[Demo]:
-    """The system from start to end; inside the block it serves a history of ``prescriptions``."""
+def running(*, prescriptions: int, port: int | None, say: Say, tls: bool = False) -> Iterator[Demo]:
+    """The system from start to end; inside the block it serves a history of ``prescriptions``.
+
+    With ``tls`` the API wants a client certificate, and knows two clients with different rights.
+    """
     with ExitStack() as stack:
         say("starting PostgreSQL and a broker")
         with ThreadPoolExecutor(2) as pool:
@@ -120,15 +174,21 @@ def running(*, prescriptions: int, port: int | None, say: Say) -> Iterator[Demo]
                 "RXSTORE_HTTP_BIND": address,
                 "RXSTORE_LOG_LEVEL": "warning",
             }
+        certificates = _certificates(directory, environment) if tls else None
         settings = load(environment, env_file=directory / "none")
         with store.engine(settings) as engine:
             generations.migrate(engine, topic=settings.topic, settings=store.meaning(settings))
+            if certificates is not None:
+                _register(engine, certificates)
         with broker.admin_client(settings) as admin:
             topics.create(admin, settings.topic, topics.DEFAULT_PARTITIONS, settings.max_value_bytes)
         say("starting the projector and the API")
         parts = tuple(
             stack.enter_context(_part(command, environment, directory))
-            for command in (["project", "--workers", "1"], ["serve", "--insecure", "--workers", "1"])
+            for command in (
+                ["project", "--workers", "1"],
+                ["serve", "--workers", "1", *([] if tls else ["--insecure"])],
+            )
         )
         history, later = _history(prescriptions)
         say(f"publishing {len(history):,} events of {prescriptions:,} prescriptions")
@@ -136,22 +196,32 @@ def running(*, prescriptions: int, port: int | None, say: Say) -> Iterator[Demo]
         with publishing.publisher(settings) as publisher:
             checked = (event_file.check(checker, (number, line)) for number, line in enumerate(history, start=1))
             published = sum(1 for _ in publisher.publish(checked))
-        demo = Demo(settings, f"http://{address}", parts, later)
+        demo = Demo(settings, f"{'https' if tls else 'http'}://{address}", parts, later, certificates)
         _wait(demo, "the projector", lambda: _projected(settings) >= published)
-        _wait(demo, "the API", lambda: _answers(demo))
+        _wait(demo, "the API", demo.is_ready)
         yield demo
 
 
-def ask(url: str) -> str:
-    """Ask the API and return its answer, indented for reading."""
-    request = urllib.request.Request(url, headers={"Accept": "application/json", "Spine-From-Asid": ASID})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - the demo's own address
-        return json.dumps(json.load(response), indent=2)
+def _certificates(directory: Path, environment: dict[str, str]) -> Certificates:
+    """Make an authority and what it issues, and tell the API where it is."""
+    authority = Authority(directory)
+    server = authority.server("server", [embedded.LOOPBACK, "localhost"])
+    environment |= {
+        "RXSTORE_TLS_CERTFILE": str(server.certfile),
+        "RXSTORE_TLS_KEYFILE": str(server.keyfile),
+        "RXSTORE_TLS_CLIENT_CAFILE": str(authority.certfile),
+    }
+    return Certificates(authority, authority.client("pharmacy"), authority.client("searching"))
 
 
-def curl(url: str) -> str:
-    """Return the line to paste for the same."""
-    return f"curl -s -H 'Accept: application/json' -H 'Spine-From-Asid: {ASID}' '{url}'"
+def _register(engine: Engine, certificates: Certificates) -> None:
+    for asid, issued, interactions in (
+        (ASID, certificates.everything, (SEARCH, RETRIEVE)),
+        (SEARCHING_ASID, certificates.searching, (SEARCH,)),
+    ):
+        fingerprint = from_pem(issued.certfile.read_bytes()).fingerprint
+        registration = registering.Registration(asid, "the demo", interactions, fingerprints=(fingerprint,))
+        registering.add(engine, registration, who="rxstore demo")
 
 
 def _history(prescriptions: int) -> tuple[list[bytes], Iterator[bytes]]:
@@ -210,11 +280,3 @@ def _projected(settings: Settings) -> int:
     with psycopg.connect(settings.database()) as connection:
         row = connection.execute("SELECT coalesce(sum(next_offset), 0) FROM rxstore.checkpoint").fetchone()
     return int(row[0]) if row else 0
-
-
-def _answers(demo: Demo) -> bool:
-    try:
-        with urllib.request.urlopen(f"{demo.base_url}/health/ready", timeout=5) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except OSError:
-        return False

@@ -140,6 +140,7 @@ def _search() -> Schema:
         ],
         "responses": {
             "200": _tracker_answer("SearchAnswer", "Success or failure; statusCode tells", ()),
+            **_not_now(),
             "405": {"description": "Any method but GET"},
         },
     }
@@ -166,6 +167,7 @@ def _retrieve() -> Schema:
         "responses": {
             "200": _tracker_answer("RetrieveAnswer", "Success or failure; statusCode tells", ("ETag",)),
             "304": {"description": "The body still has an entity tag of If-None-Match"},
+            **_not_now(),
             "405": {"description": "Any method but GET"},
         },
     }
@@ -221,13 +223,22 @@ def _own(schema: Schema) -> Schema:
     return {
         "200": _json(schema),
         "400": _problem("The question breaks a rule"),
+        "403": _problem("The caller may not ask this"),
         "405": {"description": "Any method but GET"},
-        "503": _problem("The database or the broker is away or too slow"),
+        "429": _not_now()["429"],
+        "503": _problem("The database or the broker is away or too slow, or more is asked than can be answered"),
     }
 
 
 def _problem(description: str) -> Schema:
     return _json({"$ref": "#/components/schemas/Problem"}, description)
+
+
+def _not_now() -> Schema:
+    return {
+        "429": _problem("The caller asks too often: again after the seconds of Retry-After"),
+        "503": _problem("More is asked than can be answered: again after the seconds of Retry-After"),
+    }
 
 
 def _plain(operation_id: str, summary: str, responses: Schema) -> Schema:

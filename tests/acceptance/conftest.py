@@ -133,6 +133,24 @@ class System:
                 process.kill()
 
     @contextmanager
+    def listening(
+        self, *arguments: str, up: Callable[[], object], **environment: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Run ``serve`` with these arguments; the block begins once ``up`` no longer raises OSError."""
+        with self.running("serve", *arguments, **environment) as process:
+
+            def is_up() -> bool:
+                assert process.poll() is None, "the API ended"
+                try:
+                    up()
+                except OSError:
+                    return False
+                return True
+
+            eventually(is_up)
+            yield process
+
+    @contextmanager
     def projecting(self, *arguments: str, **environment: str) -> Iterator[Projector]:
         """Run a projector of one worker until the block ends; what it says is kept."""
         log = self.directory / f"projector-{time.monotonic_ns()}.log"

@@ -9,6 +9,7 @@ import pytest
 from falcon import testing
 
 from query_api.app import routes
+from query_api.certificates import Certificate
 from query_api.clients import EVENTS, FRESH_SECONDS, HISTORY, RETRIEVE, SEARCH, STATUS, Caller, Client, Registered
 from query_api.settings import ApiSettings
 from tests.unit.test_query_api_answers import ID, NHS, ReadModel
@@ -127,3 +128,42 @@ def test_nobody_is_let_in_while_the_register_cannot_be_read():
     register.is_away = True
     assert asked(RETRIEVED, register, Untouched()).json["statusCode"] == "5"
     assert asked("/rxstore/status", register, Untouched()).status_code == 500
+
+
+CERTIFICATE = Certificate("ab" * 32, "CN=a", "CN=ca", 1, NOW - HOUR, NOW + HOUR)
+
+
+@pytest.mark.parametrize(
+    ("client", "caller", "rule"),
+    [
+        (replace(CLIENT, fingerprints=frozenset({"ab" * 32})), Caller(ASID, CERTIFICATE), None),
+        (replace(CLIENT, subject="CN=a", issuer="CN=ca"), Caller(ASID, CERTIFICATE), None),
+        (CLIENT, Caller(ASID, CERTIFICATE), "its certificate is not registered for it"),
+        (
+            replace(CLIENT, fingerprints=frozenset({"cd" * 32})),
+            Caller(ASID, CERTIFICATE),
+            "its certificate is not registered for it",
+        ),
+        (
+            replace(CLIENT, subject="CN=a", issuer="CN=other"),
+            Caller(ASID, CERTIFICATE),
+            "its certificate is not registered for it",
+        ),
+        (replace(CLIENT, fingerprints=frozenset({"ab" * 32})), Caller(ASID), "it showed no certificate"),
+        (
+            replace(CLIENT, fingerprints=frozenset({"ab" * 32})),
+            Caller(ASID, CERTIFICATE, "its certificate is revoked"),
+            "its certificate is revoked",
+        ),
+    ],
+    ids=["by fingerprint", "by name", "by nothing", "another fingerprint", "another issuer", "none shown", "revoked"],
+)
+def test_over_tls_the_certificate_must_be_one_that_is_registered_for_the_asid(client, caller, rule):
+    admission = Registered(Register(asid200000000946=client).read, lambda: NOW, by_certificate=True)
+    assert admission.rule_against(caller, SEARCH) == rule
+
+
+def test_what_stands_in_the_place_of_an_asid_is_not_logged(caplog):
+    asked("/rxstore/status", Register(), Untouched(), **{"Spine-From-Asid": NHS})
+    assert "without an ASID" in caplog.text
+    assert NHS not in caplog.text
