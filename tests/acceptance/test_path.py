@@ -166,8 +166,9 @@ def test_status_follows_while_a_projector_runs(system):
     assert all(partition["owner"] for partition in generation["partitions"])
 
 
-def test_the_demo_prints_a_search_and_a_detail_answer(system):
-    printed = system.do("demo", "--once", "--prescriptions", "100")
+@pytest.mark.parametrize("way", [(), ("--tls",)], ids=["plain HTTP", "TLS"])
+def test_the_demo_prints_a_search_and_a_detail_answer(system, way):
+    printed = system.do("demo", "--once", "--prescriptions", "100", *way)
     search, end = json.JSONDecoder().raw_decode(printed)
     detail, _ = json.JSONDecoder().raw_decode(printed[end:].lstrip())
     assert search["statusCode"] == "0"
