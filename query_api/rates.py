@@ -18,13 +18,15 @@ class Rates:
     Made before the processes are forked, it counts for all of them; other servers count for themselves. A table of
     fixed size holds the buckets; where it is full, the one that was longest unused makes room, and is full again when
     it comes back.
+
+    There is no lock: a process that is killed while it holds one would stop all others. Two that count in the same
+    microsecond may count one request, which lets a few more through.
     """
 
     def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._a_second = a_minute / SECONDS_A_MINUTE
         self._most = max(1.0, a_minute / 10)
         self._clock = clock
-        self._lock = multiprocessing.Lock()
         self._asids: Any = multiprocessing.RawArray("q", SLOTS)
         self._levels: Any = multiprocessing.RawArray("d", SLOTS)
         self._moments: Any = multiprocessing.RawArray("d", SLOTS)
@@ -32,17 +34,16 @@ class Rates:
     def seconds_to_wait(self, asid: str) -> float:
         """Take one request of this ASID (12 digits) into account; 0.0 when it may be made, else when the next may."""
         number, now = int(asid), self._clock()
-        with self._lock:
-            slot = self._slot(number)
-            if self._asids[slot] != number:
-                self._asids[slot], self._levels[slot], self._moments[slot] = number, self._most, now
-            level = min(self._most, self._levels[slot] + (now - self._moments[slot]) * self._a_second)
-            self._moments[slot] = now
-            if level < 1.0:
-                self._levels[slot] = level
-                return float((1.0 - level) / self._a_second)
-            self._levels[slot] = level - 1.0
-            return 0.0
+        slot = self._slot(number)
+        if self._asids[slot] != number:
+            self._asids[slot], self._levels[slot], self._moments[slot] = number, self._most, now
+        level = min(self._most, self._levels[slot] + (now - self._moments[slot]) * self._a_second)
+        self._moments[slot] = now
+        if level < 1.0:
+            self._levels[slot] = level
+            return float((1.0 - level) / self._a_second)
+        self._levels[slot] = level - 1.0
+        return 0.0
 
     def _slot(self, number: int) -> int:
         probed = [(number + step) % SLOTS for step in range(PROBES)]
