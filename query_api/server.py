@@ -129,6 +129,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "umask": SOCKET_UMASK,
             "limit_request_line": LONGEST_REQUEST_LINE,
             "limit_request_fields": MOST_HEADERS,
+            # By default gunicorn lets whoever connects from this machine change the path and the scheme by headers.
+            "forwarder_headers": "",
+            "secure_scheme_headers": {},
             "timeout": REQUEST_TIMEOUT_SECONDS,
             "graceful_timeout": GRACE_SECONDS,
             "keepalive": KEEP_ALIVE_SECONDS,

@@ -53,6 +53,12 @@ class Served:
         with closing(connection), connection.getresponse() as response:
             return {name.lower(): value for name, value in response.getheaders()}
 
+    def status(self, path, **headers):
+        with socket.create_connection((LOOPBACK, self.port), timeout=30) as connection:
+            lines = [f"GET {path} HTTP/1.1", "Host: x", "Connection: close", *(f"{k}: {v}" for k, v in headers.items())]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            return int(connection.makefile("rb").readline().split()[1])
+
     def send_what_is_no_http(self):
         with socket.create_connection((LOOPBACK, self.port), timeout=30) as connection:
             connection.sendall(f"GET /mm/prescriptions?nhsNumber={NHS} NONSENSE/9\r\n\r\n".encode())
@@ -109,6 +115,11 @@ def test_no_answer_says_what_serves_and_none_may_be_stored(served):
         headers = served.headers(path)
         assert headers["cache-control"] == "no-store", path
         assert "server" not in headers, path
+
+
+def test_no_header_changes_what_a_request_asks_for(served):
+    assert served.status("/health/live", PATH_INFO="/nowhere", SCRIPT_NAME="/health") == 200
+    assert served.status("/nowhere", PATH_INFO="/health/live", X_Forwarded_Proto="https") == 404
 
 
 def test_a_server_stops_on_ctrl_c(served):
