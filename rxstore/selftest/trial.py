@@ -366,19 +366,23 @@ class Trial:
                 raise Stuck(complaint)
 
     def _wait(self, what: str, done: Callable[[], bool]) -> None:
-        """Wait as long as checkpoints move now and then: a slow machine is no difference, standing still is one."""
+        """Wait as long as something moves now and then: a slow machine is no difference, standing still is one.
+
+        Offsets alone are not enough: while a worker applies many decisions, or takes partitions over, they stand.
+        """
         patience = 60.0 + 10 * self.settings.session_timeout_ms / 1000
         began = moved = time.monotonic()
-        stood = self._stands()
+        stood = self._moves()
         while not done():
             self._watch()
-            now, stands = time.monotonic(), self._stands()
-            if stands != stood:
-                moved, stood = now, stands
+            now, moves = time.monotonic(), self._moves()
+            if moves != stood:
+                moved, stood = now, moves
             if now - moved > patience or now - began > MOST_PATIENCE * patience:
                 raise Stuck(
                     f"{what} not within {now - began:.0f} s, nothing moved for {now - moved:.0f} s: next offsets "
-                    f"{stands} of {self.ends}, {len(self.alive)} workers, {self._takeovers()} takeovers"
+                    f"{self._stands()} of {self.ends}, {len(self.alive)} workers, {self._takeovers()} takeovers, "
+                    f"partition, offset, decisions and epoch: {moves}"
                 )
             time.sleep(LOOK_EVERY_SECONDS)
 
@@ -388,6 +392,11 @@ class Trial:
                 f"SELECT partition_number, next_offset FROM {LIVE}.checkpoint ORDER BY 1"
             ).fetchall()
         )
+
+    def _moves(self) -> list[tuple[Any, ...]]:
+        return self.bench.connection.execute(
+            f"SELECT partition_number, next_offset, decisions_applied, epoch FROM {LIVE}.checkpoint ORDER BY 1"
+        ).fetchall()
 
     # stages -----------------------------------------------------------------------------------------------------------
 
