@@ -24,8 +24,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from kafka import KafkaConsumer
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 
+from ingest.assignment import Assignor
 from ingest.consumer import Worker
 from ingest.decode import Decoder
 from ingest.lookup import lookup
@@ -247,7 +247,7 @@ def make_consumer(options: WorkerOptions, index: int) -> KafkaConsumer:
         auto_offset_reset="none",
         isolation_level="read_committed",
         allow_auto_create_topics=False,
-        partition_assignment_strategy=(CooperativeStickyAssignor,),
+        partition_assignment_strategy=(Assignor(),),
         session_timeout_ms=options.session_timeout_ms,
         metadata_max_age_ms=METADATA_MS,
         heartbeat_interval_ms=min(HEARTBEAT_MS, options.session_timeout_ms // 3),
