@@ -19,13 +19,13 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, insert, null, select, text, update
 
-from projector import tables, views
+from projector import roles, tables, views
 from projector.decisions import ACTIVE
 from projector.definition import DEFINITION, hashes
 
 # Everybody who migrates takes this lock first ("rxstore" in ASCII), so that two at once do the work once.
 MIGRATION_LOCK = 0x72787374_6F7265
-READER_ROLE = "rxstore_reader"
+READER_ROLE = roles.READER
 GENERATION_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 
@@ -83,17 +83,20 @@ def schema_of(name: str) -> str:
 
 
 def migrate(engine: Engine, *, topic: str, settings: dict[str, Any]) -> list[str]:
-    """Create or upgrade the control schema and, on a new database, the first generation. Return what was done."""
+    """Create or upgrade the control schema and, on a new database, the first generation. Return what was done.
+
+    Also makes the roles that are missing, and gives each its rights; RolesMissing when this login may make none.
+    """
     done: list[str] = []
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        roles.make(connection)
         before = _control_revision(connection)
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {tables.CONTROL_SCHEMA}"))
         upgrade(connection, "control", tables.CONTROL_SCHEMA)
         after = _control_revision(connection)
         if before != after:
             done.append(f"control schema: {before or 'nothing'} -> {after}")
-        connection.execute(text(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.alembic_version TO {READER_ROLE}"))
         shown = connection.execute(select(tables.generation).where(tables.generation.c.state == "live")).first()
         if shown is None and connection.execute(select(tables.generation.c.name).limit(1)).first() is None:
             register(connection, "g1", state="live", topic=topic, settings=settings)
@@ -103,6 +106,7 @@ def migrate(engine: Engine, *, topic: str, settings: dict[str, Any]) -> list[str
         elif shown is not None and _has_older_views(shown.hashes):
             show(connection, shown.name)
             done.append(f"views: as this version shows generation {shown.name}")
+        roles.grant(connection)
     return done
 
 
@@ -181,10 +185,11 @@ def register(
 
 
 def build(connection: Connection, name: str) -> None:
-    """Make the schema and tables of a generation."""
+    """Make the schema and tables of a generation, with the rights of the roles that write there."""
     schema = schema_of(name)
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {schema}"))
     upgrade(connection, "read_model", schema)
+    roles.grant_generation(connection, schema)
 
 
 def show(connection: Connection, name: str) -> None:
@@ -204,8 +209,7 @@ def show(connection: Connection, name: str) -> None:
             )
         )
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-    views.replace(connection, queries, schema_of(name), READER_ROLE)
-    connection.exec_driver_sql(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.generation TO {READER_ROLE}")
+    views.replace(connection, queries, schema_of(name))
 
 
 def live(connection: Connection) -> Generation:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
-from projector import tables
+from projector import roles, tables
 
 SCHEMA = tables.CONTROL_SCHEMA
 
@@ -27,8 +27,8 @@ SELECT a.attname,
 """
 
 
-def replace(connection: Connection, queries: Mapping[str, str], schema: str, reader: str) -> None:
-    """Point every view at the tables of ``schema``, in the one order of views, and let ``reader`` read them."""
+def replace(connection: Connection, queries: Mapping[str, str], schema: str) -> None:
+    """Point every view at the tables of ``schema``, in the one order of views, and let the roles read them."""
     for view in in_order(connection, queries):
         query = queries.get(view)
         shown = [(str(row[0]), str(row[1])) for row in connection.exec_driver_sql(COLUMNS, (f"{SCHEMA}.{view}",))]
@@ -39,7 +39,7 @@ def replace(connection: Connection, queries: Mapping[str, str], schema: str, rea
             f"CREATE OR REPLACE VIEW {SCHEMA}.{view} AS "
             + _keeping_columns(connection, shown, None if query is None else query.format(schema=schema))
         )
-        connection.exec_driver_sql(f"GRANT SELECT ON {SCHEMA}.{view} TO {reader}")
+        roles.grant_view(connection, view)
 
 
 def in_order(connection: Connection, queries: Mapping[str, str]) -> list[str]:

@@ -41,11 +41,19 @@ def explained(error: BaseException) -> RxstoreError | None:
     if isinstance(error, RxstoreError):
         return error
     cause = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's errors
+    if "projector.roles" in sys.modules and (said := _roles_error(cause)) is not None:
+        return ServerUnavailable(said)
     if "psycopg" in sys.modules and (said := _database_error(cause)) is not None:
         return ServerUnavailable(said)
     if "kafka" in sys.modules and (said := _broker_error(cause)) is not None:
         return ServerUnavailable(said)
     return None
+
+
+def _roles_error(error: BaseException) -> str | None:
+    from projector.roles import RolesMissing
+
+    return str(error) if isinstance(error, RolesMissing) else None
 
 
 def _database_error(error: BaseException) -> str | None:

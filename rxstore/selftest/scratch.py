@@ -20,7 +20,7 @@ from kafka.errors import KafkaError
 from psycopg import sql
 from sqlalchemy import make_url
 
-from projector import generations, tables
+from projector import generations, roles, tables
 from rxstore import broker, store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.selftest.comparison import LIVE, TRUTH
@@ -81,7 +81,7 @@ def ground(settings: Settings, jobs: int, database_url: str | None) -> Iterator[
 def _made_databases(settings: Settings, run: str, jobs: int) -> Iterator[list[str]]:
     names = [f"{DATABASE_PREFIX}{run}_{number}" for number in range(jobs)]
     with psycopg.connect(settings.database(), autocommit=True) as connection:
-        had_reader = _has_reader(connection)
+        had = _roles(connection)
         try:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(names[0])))
         except psycopg.errors.InsufficientPrivilege as error:
@@ -102,8 +102,7 @@ def _made_databases(settings: Settings, run: str, jobs: int) -> Iterator[list[st
         finally:
             for name in names:
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-            if not had_reader:
-                _drop_reader(connection)
+            _drop_roles(connection, had)
 
 
 @contextmanager
@@ -112,26 +111,27 @@ def _given_database(settings: Settings, url: str) -> Iterator[list[str]]:
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = ANY(%s)", (schemas,)).fetchone():
             raise Refused("the database of --database-url holds an installation of rxstore: name an empty one")
-        had_reader = _has_reader(connection)
+        had = _roles(connection)
         try:
             _migrate(settings, url)
             yield [url]
         finally:
             for schema in schemas:
                 connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
-            if not had_reader:
-                _drop_reader(connection)
+            _drop_roles(connection, had)
 
 
-def _has_reader(connection: psycopg.Connection) -> bool:
-    found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (generations.READER_ROLE,))
-    return found.fetchone() is not None
+def _roles(connection: psycopg.Connection) -> set[str]:
+    """Return which of our roles there are on this server."""
+    found = connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", (list(roles.ROLES),))
+    return {str(row[0]) for row in found}
 
 
-def _drop_reader(connection: psycopg.Connection) -> None:
-    """Drop the role that migrating made on this server, unless somebody uses it by now."""
-    with suppress(psycopg.Error):
-        connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(generations.READER_ROLE)))
+def _drop_roles(connection: psycopg.Connection, but: set[str]) -> None:
+    """Drop the roles that migrating made on this server, unless somebody uses them by now."""
+    for role in sorted(_roles(connection) - but):
+        with suppress(psycopg.Error):
+            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
 
 
 def _migrate(settings: Settings, url: str) -> None:
