@@ -9,6 +9,9 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from psycopg import ProgrammingError
+
+from query_api import secret_files
 from query_api.app import Api, create_app
 from query_api.database import read_only_engine
 from query_api.settings import ApiSettings, fixed_clock, utc_now
@@ -22,10 +25,21 @@ class InvalidSetting(ValueError):
 
 def application(environment: Mapping[str, str] = os.environ) -> Api:
     """The API as the environment asks for it; called in each worker process, so that none shares a connection."""
-    url = environment.get("RXSTORE_DATABASE_URL")
+    try:
+        url = secret_files.value_of(environment, "RXSTORE_DATABASE_URL")
+    except ValueError as error:
+        raise InvalidSetting(str(error)) from None
     if not url:
-        raise InvalidSetting("RXSTORE_DATABASE_URL is not set: postgresql://user:password@host/database")
-    return create_app(read_only_engine(url), settings=api_settings(environment))
+        raise InvalidSetting(
+            "RXSTORE_DATABASE_URL is not set: postgresql://user:password@host/database, or RXSTORE_DATABASE_URL_FILE "
+            "with the path of a file that holds it"
+        )
+    try:
+        engine = read_only_engine(url)
+    except ProgrammingError:
+        # The driver's own words would have parts of the password.
+        raise InvalidSetting("RXSTORE_DATABASE_URL must be postgresql://user:password@host/database") from None
+    return create_app(engine, settings=api_settings(environment))
 
 
 def api_settings(environment: Mapping[str, str]) -> ApiSettings:

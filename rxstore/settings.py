@@ -1,6 +1,7 @@
 """Every RXSTORE_ variable: one table with its default, its meaning and what it may be.
 
-The environment comes first, a ``.env`` file in the working directory second. An empty value counts as none.
+The environment comes first, a ``.env`` file in the working directory second. An empty value counts as none. What is
+secret can stand in a file of its own: RXSTORE_NAME_FILE names it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from query_api import secret_files
 from rxstore.errors import WrongUse
 
 PREFIX = "RXSTORE_"
 TEST_PREFIX = "RXSTORE_TEST_"
 ENV_FILE = Path(".env")
 MASK = "***"
+A_FILE = "the file "
 
-Origin = Literal["environment", ".env"]
 Parsed = TypeVar("Parsed")
 Parser = Callable[[str], Parsed]
 
@@ -130,7 +132,19 @@ def database_url(value: str) -> str:
     scheme, separator, rest = value.partition("://")
     if not separator or scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise ValueError("must be postgresql://user:password@host/db?options")
-    return f"postgresql://{rest}"
+    url = f"postgresql://{rest}"
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(url)
+    except ProgrammingError:
+        # The driver's own words, and so this error's context, would have parts of the password.
+        raise ValueError(
+            "must be postgresql://user:password@host/db?options, with % and other special characters of the password "
+            "percent-encoded"
+        ) from None
+    return url
 
 
 def instant(value: str) -> datetime:
@@ -152,6 +166,12 @@ class Setting:
     meaning: str
     parse: Parser[Any]
     secret: bool = False
+    may_be_file: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """What it can be set by: its own name and, where it is or holds a secret, that of a file with the value."""
+        return [self.name, self.name + secret_files.SUFFIX] if self.may_be_file else [self.name]
 
     @property
     def field(self) -> str:
@@ -166,7 +186,7 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("RXSTORE_DATABASE_URL", None, "postgresql://user:password@host/db?options", database_url),
+    Setting("RXSTORE_DATABASE_URL", None, "postgresql://user:password@host/db?options", database_url, may_be_file=True),
     Setting("RXSTORE_KAFKA_BOOTSTRAP_SERVERS", None, "brokers to start from: host:port,host:port", bootstrap_servers),
     Setting(
         "RXSTORE_KAFKA_SECURITY_PROTOCOL",
@@ -184,7 +204,7 @@ SETTINGS = (
         one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
     ),
     Setting("RXSTORE_KAFKA_SASL_USERNAME", None, "user to log in to the brokers as", text),
-    Setting("RXSTORE_KAFKA_SASL_PASSWORD", None, "that user's password", text, secret=True),
+    Setting("RXSTORE_KAFKA_SASL_PASSWORD", None, "that user's password", text, secret=True, may_be_file=True),
     Setting(
         "RXSTORE_TOPIC",
         "prescription-events",
@@ -380,10 +400,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as somebody wrote it, and where."""
+    """A value as somebody wrote it, and where: environment, .env, or the file of a secret."""
 
     value: str
-    origin: Origin
+    origin: str
 
 
 def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) -> Settings:
@@ -393,17 +413,31 @@ def load(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) ->
 
 
 def given(environ: Mapping[str, str] | None = None, env_file: Path = ENV_FILE) -> dict[str, Given]:
-    """What was set, by name; WrongUse when a name is none of ours."""
+    """What was set, by name, secrets out of their files; WrongUse when a name is none of ours."""
     environ = os.environ if environ is None else environ
     found = _ours(_env_file_values(env_file), ".env") | _ours(environ, "environment")
-    names = {setting.name for setting in SETTINGS}
+    names = {name for setting in SETTINGS for name in setting.names}
     for name in sorted(found.keys() - names):
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         raise WrongUse(f"{name} is not a setting; did you mean {nearest}? `rxstore settings` lists them all")
+    for setting in SETTINGS:
+        if setting.may_be_file:
+            _read_file(setting, found)
     return found
 
 
-def _ours(values: Mapping[str, str | None], origin: Origin) -> dict[str, Given]:
+def _read_file(setting: Setting, found: dict[str, Given]) -> None:
+    """Put what the file of a setting holds in the place of the file's name."""
+    try:
+        value = secret_files.value_of({name: one.value for name, one in found.items()}, setting.name)
+    except ValueError as error:
+        raise WrongUse(str(error)) from None
+    named = found.pop(setting.name + secret_files.SUFFIX, None)
+    if named is not None and value is not None:
+        found[setting.name] = Given(value, A_FILE + named.value)
+
+
+def _ours(values: Mapping[str, str | None], origin: str) -> dict[str, Given]:
     return {
         name: Given(value, origin)
         for name, value in values.items()
@@ -426,12 +460,14 @@ def _parsed(setting: Setting, written: Given | None) -> Any:  # noqa: ANN401 - e
     try:
         return setting.parse(value)
     except ValueError as error:
-        raise WrongUse(f"{setting.name} {error}; see `rxstore settings --help`") from error
+        where = f" (from {written.origin})" if written is not None and written.origin.startswith(A_FILE) else ""
+        raise WrongUse(f"{setting.name}{where} {error}; see `rxstore settings --help`") from None
 
 
 def _missing(name: str) -> Any:  # noqa: ANN401 - never returns, and so fits every ``or``
     setting = next(setting for setting in SETTINGS if setting.name == name)
-    raise WrongUse(f"{name} is not set ({setting.meaning}); set it in the environment or in a .env file")
+    or_file = f", or {name}{secret_files.SUFFIX} to the path of a file that holds it" if setting.may_be_file else ""
+    raise WrongUse(f"{name} is not set ({setting.meaning}); set it in the environment or in a .env file{or_file}")
 
 
 def without_password(value: str) -> str:

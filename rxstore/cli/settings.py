@@ -18,7 +18,8 @@ def command(as_json: bool) -> None:
     """Every setting with its value, default and meaning.
 
     A setting is an environment variable, or a line NAME=value of a .env file in the working directory; the
-    environment wins. Passwords are masked, also those inside a URL.
+    environment wins. RXSTORE_DATABASE_URL and RXSTORE_KAFKA_SASL_PASSWORD can stand in a file that the variable with
+    _FILE behind its name names. Passwords are masked, also those inside a URL.
     """
     written = given()
     load()

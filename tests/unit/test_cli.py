@@ -207,6 +207,18 @@ def test_settings_show_no_password():
     assert "secret" not in shown.stdout
 
 
+def test_settings_show_where_a_secret_is_and_nothing_of_it():
+    with open("database", "w") as file:
+        file.write("postgresql://u:secret@h/db\n")
+    with open("password", "w") as file:
+        file.write("secret\n")
+    by_file = {"RXSTORE_DATABASE_URL_FILE": "database", "RXSTORE_KAFKA_SASL_PASSWORD_FILE": "password"}
+    shown = run("settings", **by_file).stdout
+    assert "RXSTORE_DATABASE_URL = postgresql://u:***@h/db  [from the file database]" in shown
+    assert "RXSTORE_KAFKA_SASL_PASSWORD = ***  [from the file password]" in shown
+    assert "secret" not in shown + run("settings", "--json", **by_file).stdout
+
+
 def test_an_unknown_setting_is_an_error_of_every_command_that_reads_them():
     done = run("settings", RXSTORE_TOPIK="t")
     assert done.exit_code == 2

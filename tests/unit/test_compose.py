@@ -22,7 +22,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == "rxstore"}
 ONE_SHOT = {"migrate", "topics", "rxstore", "sample"}
-NAMES = {setting.name for setting in SETTINGS}
+NAMES = {name for setting in SETTINGS for name in setting.names}
 
 
 def text_of(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import UTC, datetime
 
 import falcon
@@ -144,3 +145,24 @@ def test_the_server_has_no_debug_lines(logger, caplog):
     logger.debug("GET /mm/prescriptions/3AF2CB-C86002-0000BX")
 
     assert caplog.records == []
+
+
+def test_the_address_of_the_database_may_stand_in_a_file(tmp_path):
+    (tmp_path / "url").write_text(f"{URL}\n")
+
+    assert isinstance(application({"RXSTORE_DATABASE_URL_FILE": str(tmp_path / "url")}), falcon.App)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RXSTORE_DATABASE_URL": URL, "RXSTORE_DATABASE_URL_FILE": "/none"}, "are both set"),
+        ({"RXSTORE_DATABASE_URL_FILE": "/none"}, "RXSTORE_DATABASE_URL_FILE names /none, which cannot be read"),
+        ({"RXSTORE_DATABASE_URL": "postgresql://u:sec%zzret@h/db"}, "RXSTORE_DATABASE_URL must be"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_an_error_without_a_password(environment, said):
+    with pytest.raises(InvalidSetting, match=said) as refused:
+        application(environment)
+
+    assert "ret" not in "".join(traceback.format_exception(refused.value)).partition("InvalidSetting")[2]

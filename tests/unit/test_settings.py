@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,8 +104,96 @@ def test_a_malformed_value_is_refused_with_what_was_expected(name, value, expect
     assert refused.value.exit_code == 2
 
 
+# secrets from files ---------------------------------------------------------------------------------------------------
+
+SECRET = "pass phrase"
+FROM_FILE = [
+    ("DATABASE_URL", "postgresql://u:pass%20phrase@h/db", "database_url"),
+    ("KAFKA_SASL_PASSWORD", SECRET, "kafka_sasl_password"),
+]
+
+
+def test_every_setting_that_holds_a_secret_can_come_from_a_file():
+    holds = {setting.name for setting in SETTINGS if setting.secret or "password" in setting.meaning}
+    assert {setting.name for setting in SETTINGS if setting.may_be_file} == holds
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize(("name", "value", "field"), FROM_FILE)
+def test_a_secret_is_what_its_file_holds_without_the_newline_at_its_end(tmp_path, name, value, field, end):
+    path = tmp_path / "secret"
+    path.write_bytes((value + end).encode())
+    assert getattr(loaded(**{f"{name}_FILE": str(path)}), field) == value
+
+
+def test_the_env_file_may_name_the_file_of_a_secret(tmp_path):
+    (tmp_path / "secret").write_text(" begins and ends with a space \n")
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"RXSTORE_KAFKA_SASL_PASSWORD_FILE={tmp_path / 'secret'}\n")
+    assert load({}, env_file).kafka_sasl_password == " begins and ends with a space "
+
+
+@pytest.mark.parametrize(("name", "value", "field"), FROM_FILE)
+def test_a_secret_in_both_forms_is_an_error_that_names_both(tmp_path, name, value, field):
+    (tmp_path / "secret").write_text(value)
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"RXSTORE_{name}_FILE={tmp_path / 'secret'}\n")
+    with pytest.raises(WrongUse, match=f"RXSTORE_{name} and RXSTORE_{name}_FILE are both set") as refused:
+        load({f"RXSTORE_{name}": value}, env_file)
+    assert "phrase" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "must hold one line"),
+        (b"\n", "must hold one line"),
+        (b"pass phrase\nand more", "must hold one line"),
+        (b"pass phrase\0", "must hold one line"),
+        (b"pass phrase" * 10_000, "must hold one line"),
+        (b"pass phrase\xff", "is not text in UTF-8"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_an_error_that_names_it_and_shows_nothing_of_it(tmp_path, content, said):
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(WrongUse, match=f"RXSTORE_KAFKA_SASL_PASSWORD_FILE names {path}, which {said}") as refused:
+        loaded(KAFKA_SASL_PASSWORD_FILE=str(path))
+    assert refused.value.exit_code == 2
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_directory_is_no_file_of_a_secret(tmp_path):
+    with pytest.raises(WrongUse, match="cannot be read: Is a directory"):
+        loaded(KAFKA_SASL_PASSWORD_FILE=str(tmp_path))
+
+
+def test_what_is_no_secret_has_no_file():
+    with pytest.raises(WrongUse, match=r"RXSTORE_TOPIC_FILE is not a setting; did you mean RXSTORE_TOPIC\?"):
+        loaded(TOPIC_FILE="/etc/hostname")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:se%zzcret@h/db",
+        "postgresql://u:secret@[::1/db",
+        "postgresql://u:secret@h/db?secret",
+        "mysql://u:secret@h/db",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_an_error_that_shows_nothing_of_it(tmp_path, url):
+    path = tmp_path / "database"
+    path.write_text(url)
+    with pytest.raises(WrongUse, match=f"DATABASE_URL \\(from the file {path}\\) must be postgresql://") as refused:
+        loaded(DATABASE_URL_FILE=str(path))
+    assert "cret" not in "".join(traceback.format_exception(refused.value)).replace("/secret", "")
+
+
 def test_a_missing_setting_is_named_when_it_is_needed():
-    with pytest.raises(WrongUse, match="RXSTORE_DATABASE_URL is not set"):
+    with pytest.raises(WrongUse, match=r"RXSTORE_DATABASE_URL is not set .* or RXSTORE_DATABASE_URL_FILE"):
         loaded().database()
     with pytest.raises(WrongUse, match="RXSTORE_KAFKA_BOOTSTRAP_SERVERS is not set"):
         loaded().kafka()
