@@ -82,5 +82,8 @@ def _broker_error(error: BaseException) -> str | None:
     if not isinstance(error, KafkaError):
         return None
     if isinstance(error, AuthorizationError | SaslAuthenticationFailedError):
-        return f"the brokers refuse: {error}; check RXSTORE_KAFKA_SASL_USERNAME and what that user may do"
+        return (
+            f"the brokers refuse: {error}; check RXSTORE_KAFKA_SASL_USERNAME and what that user may do "
+            "(docs/operators/kafka-security.md)"
+        )
     return f"the brokers do not do it: {error}; check RXSTORE_KAFKA_BOOTSTRAP_SERVERS and that they are running"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from kafka.errors import KafkaError
+from kafka.errors import AuthorizationError, KafkaError
 from psycopg import errors
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -24,8 +24,8 @@ from projector import generations, rebuild
 from projector.decisions import ACTIVE
 from projector.generations import Generation
 from projector.stream import Counts
-from rxstore import store
-from rxstore.errors import Refused, RxstoreError, ServerUnavailable
+from rxstore import broker, store
+from rxstore.errors import Refused, RxstoreError, ServerUnavailable, explained
 from rxstore.fleet import Fleet, WorkerOptions
 from rxstore.probing import Prober
 from rxstore.settings import Settings
@@ -205,6 +205,9 @@ class Feeder:
             raise Refused(reason)
         try:
             described = store.describe_log(self.settings, generation.topic)
+            broker.check_reader(self.settings, described.name, store.group_of(self.settings, generation))
+        except AuthorizationError as error:
+            raise explained(error) or error from error
         except KafkaError as error:
             raise ServerUnavailable(f"the brokers do not describe {generation.topic}: {error}") from error
         if (reason := store.other_log(generation, described)) is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import AuthorizationError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from ingest.partitioning import partitioner
 from projector.batch import Position
@@ -87,6 +87,8 @@ class Publisher:
             metadata = future.get()
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
             raise _bad_line(line.number, "is larger than the topic's max.message.bytes allows") from error
+        except AuthorizationError:
+            raise
         except KafkaError as error:
             raise ServerUnavailable(
                 f"line {line.number} was not acknowledged: {error}; publish the file again when the brokers are back, "

@@ -157,10 +157,7 @@ def _ask_brokers(settings: Settings, engine: Engine) -> tuple[Log | None, dict[s
 def _ask_groups(settings: Settings, groups: dict[str, str]) -> dict[str, int]:
     """Return how many members each group has; nothing of it from a broker that does not describe groups."""
     with broker.admin_client(settings) as admin:
-        try:
-            described = admin.describe_groups(list(groups))
-        except ValueError:  # what the client makes of the embedded broker's answer
-            return {}
+        described = broker.describe_groups(admin, groups) or {}
     return {groups[name]: len(group.get("members") or ()) for name, group in described.items() if name in groups}
 
 

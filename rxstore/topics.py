@@ -8,7 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import TopicAlreadyExistsError
 
-from rxstore.broker import partition_count
+from rxstore.broker import check_tells_settings, partition_count
 
 DEFAULT_PARTITIONS = 8
 
@@ -70,6 +70,7 @@ def compare(admin: KafkaAdminClient, name: str, partitions: int | None, max_valu
     differences = []
     if partitions is not None and there != partitions:
         differences.append(Difference("partitions", str(there), str(partitions)))
+    check_tells_settings(admin, name)
     resource = ConfigResource(ConfigResourceType.TOPIC, name)
     values = admin.describe_configs([resource], config_filter="all")["topic"][name]
     for setting, expected in settings.items():

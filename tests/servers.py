@@ -168,6 +168,8 @@ class Broker:
 
     address: str
     directory: Path
+    # What a client needs besides the address, to ask whether it answers.
+    client: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
@@ -180,15 +182,22 @@ class Broker:
             f"Kafka {KAFKA_VERSION}",
             [*_java(), f"-Xmx{KAFKA_HEAP}", "-XX:+UseSerialGC", "kafka.Kafka", self.directory / "server.properties"],
             log=self.directory / "log",
-            ready=lambda: answers(port) and kafka_answers(self.address),
+            ready=lambda: answers(port) and kafka_answers(self.address, self.client),
         ) as pid:
             yield pid
 
 
-def kafka_on_disk(directory: Path, settings: Mapping[str, str] = NO_SETTINGS) -> Broker:
-    """A new Kafka, formatted and not started yet."""
+def kafka_on_disk(
+    directory: Path,
+    settings: Mapping[str, str] = NO_SETTINGS,
+    *,
+    listener: str = "PLAINTEXT",
+    scram: Mapping[str, str] = NO_SETTINGS,
+    client: Mapping[str, str] = NO_SETTINGS,
+) -> Broker:
+    """A new Kafka, formatted and not started yet; ``scram`` has the passwords of its users."""
     port, controller_port = free_port(), free_port()
-    broker = Broker(f"{LOOPBACK}:{port}", directory)
+    broker = Broker(f"{LOOPBACK}:{port}", directory, client)
     properties = directory / "server.properties"
     _write_properties(
         properties,
@@ -196,8 +205,8 @@ def kafka_on_disk(directory: Path, settings: Mapping[str, str] = NO_SETTINGS) ->
         | dict(settings)
         | {
             "log.dirs": str(broker.data),
-            "listeners": f"PLAINTEXT://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
+            "listeners": f"{listener}://{LOOPBACK}:{port},CONTROLLER://{LOOPBACK}:{controller_port}",
+            "advertised.listeners": f"{listener}://{LOOPBACK}:{port}",
             "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
         },
     )
@@ -205,6 +214,7 @@ def kafka_on_disk(directory: Path, settings: Mapping[str, str] = NO_SETTINGS) ->
         "Kafka's StorageTool",
         *(*_java(), *KAFKA_STARTS_QUICKLY, "kafka.tools.StorageTool"),
         *("format", "-t", KAFKA_CLUSTER_ID, "-c", str(properties)),
+        *(f"--add-scram=SCRAM-SHA-512=[name={user},password={password}]" for user, password in scram.items()),
     )
     return broker
 
@@ -260,9 +270,11 @@ def own_postgres() -> Iterator[Restartable]:
             database.stop()
 
 
-def kafka_answers(address: str) -> bool:
+def kafka_answers(address: str, client: Mapping[str, str] = NO_SETTINGS) -> bool:
     try:
-        admin = KafkaAdminClient(bootstrap_servers=address, bootstrap_timeout_ms=2_000, request_timeout_ms=2_000)
+        admin = KafkaAdminClient(
+            bootstrap_servers=address, bootstrap_timeout_ms=2_000, request_timeout_ms=2_000, **client
+        )
     except KafkaError:
         return False
     try:

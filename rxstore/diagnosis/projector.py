@@ -16,7 +16,7 @@ from ingest.partitioning import partitioner
 from projector.batch import Quarantined
 from projector.definition import DEFINITION, major
 from projector.generations import Generation
-from rxstore import store
+from rxstore import broker, store
 from rxstore.diagnosis.database import PSQL
 from rxstore.diagnosis.findings import Finding
 from rxstore.diagnosis.topic import REBUILD, Checkpoint
@@ -51,10 +51,10 @@ def group(admin: KafkaAdminClient, name: str, topic: str) -> Group:
         for partition, offset in admin.list_group_offsets({name: None}).get(name, {}).items()
         if partition.topic == topic and offset.offset >= 0
     }
-    try:
-        described = admin.describe_groups([name])[name]
-    except ValueError:  # what the client makes of the embedded broker's answer
+    groups = broker.describe_groups(admin, [name])
+    if groups is None:
         return Group(name, True, None, {}, committed)
+    described = groups[name]
     holders: dict[int, str] = {}
     for member in described["members"]:
         for assigned in (member["member_assignment"] or {}).get("assigned_partitions", ()):
