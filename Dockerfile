@@ -2,14 +2,15 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
-COPY constraints.txt .
-RUN pip install --no-cache-dir --constraint constraints.txt hatchling
+COPY requirements/build.lock requirements/
+RUN pip install --no-cache-dir --require-hashes --requirement requirements/build.lock
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM python:3.11-slim
-COPY --from=build /src/constraints.txt /wheels /tmp/rxstore/
-RUN pip install --no-cache-dir --constraint /tmp/rxstore/constraints.txt /tmp/rxstore/*.whl \
+COPY --from=build /src/requirements/run.lock /wheels /tmp/rxstore/
+RUN pip install --no-cache-dir --require-hashes --requirement /tmp/rxstore/run.lock \
+    && pip install --no-cache-dir --no-deps /tmp/rxstore/*.whl \
     && rm -r /tmp/rxstore \
     && useradd --system --create-home --uid 10001 rxstore
 USER rxstore

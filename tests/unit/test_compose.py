@@ -146,6 +146,39 @@ def test_the_image_gets_every_package():
     assert [package for package in packages if f"!{package}" not in let_in] == []
 
 
+LOCKED = re.compile(r"^([a-z0-9-]+)(?:\[[a-z,]+\])?==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["build", "dev", "run"])
+def test_every_file_of_a_lock_has_a_hash_and_the_version_that_was_chosen(name):
+    text = text_of(f"requirements/{name}.lock")
+    found = LOCKED.findall(text)
+    assert len(found) == len(re.findall(r"^[^\s#]", text, re.MULTILINE))
+    assert [package for package, _, hashes in found if not hashes] == []
+    chosen = set(re.findall(r"^([a-z0-9-]+)==(\S+)$", text_of("constraints.txt"), re.MULTILINE))
+    locked = {(package, version) for package, version, _ in found}
+    assert locked == chosen if name == "dev" else locked < chosen
+
+
+def test_the_locks_have_whatever_is_asked_for():
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    asked = {"run": project["dependencies"], "dev": extras}
+    for name, requirements in asked.items():
+        locked = {package for package, *_ in LOCKED.findall(text_of(f"requirements/{name}.lock"))}
+        wanted = {re.match(r"[A-Za-z0-9-]+", requirement)[0].lower() for requirement in requirements}
+        assert wanted <= locked
+
+
+def test_whatever_is_installed_is_checked_by_its_hash_or_is_ours():
+    for path in ("Makefile", "Dockerfile"):
+        commands = re.findall(r"pip (?:install|wheel) ((?:[^\n]|(?<=\\)\n)*)", text_of(path))
+        assert commands
+        for command in commands:
+            tools = "cyclonedx-bom==" in command  # apart from what is tested and shipped, see the Makefile
+            assert "--require-hashes" in command or "--no-deps" in command or tools, command
+
+
 def test_ci_can_be_run_and_asks_for_the_java_that_kafka_needs():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=True)
