@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, insert, null, select, text, update
 
-from projector import roles, tables, views
+from projector import audit_months, roles, tables, views
 from projector.decisions import ACTIVE
 from projector.definition import DEFINITION, hashes
 
@@ -97,6 +97,9 @@ def migrate(engine: Engine, *, topic: str, settings: dict[str, Any]) -> list[str
         after = _control_revision(connection)
         if before != after:
             done.append(f"control schema: {before or 'nothing'} -> {after}")
+        made = audit_months.make_ahead(connection, datetime.now(UTC))
+        if made:
+            done.append(f"audit: months {made[0]:%Y-%m} to {made[-1]:%Y-%m}")
         shown = connection.execute(select(tables.generation).where(tables.generation.c.state == "live")).first()
         if shown is None and connection.execute(select(tables.generation.c.name).limit(1)).first() is None:
             register(connection, "g1", state="live", topic=topic, settings=settings)

@@ -28,7 +28,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 NAMING_CONVENTION = {
     "ix": "%(table_name)s_%(column_0_N_name)s_ix",
@@ -151,6 +151,47 @@ client = Table(
     Column("issuer", Text),
     CheckConstraint("asid ~ '^[0-9]{12}$'", name="asid"),
     CheckConstraint("(subject IS NULL) = (issuer IS NULL)", name="identity"),
+)
+
+# One record for each request, in months (``audit_months``) and in one chain for each server process. What the columns
+# hold, and what the hashes are made of, is said in docs/operators/audit.md.
+audit = Table(
+    "audit",
+    CONTROL,
+    Column("chain", UUID, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True),
+    Column("at", INSTANT, primary_key=True),
+    Column("duration_us", BigInteger, nullable=False),
+    Column("asid", Text),
+    Column("certificate", Text),
+    Column("user_id", Text),
+    Column("role_profile_id", Text),
+    Column("trace_id", Text),
+    Column("interaction", Text),
+    Column("patient", LargeBinary),
+    Column("prescription", Text),
+    Column("question", LargeBinary, nullable=False),
+    Column("http_status", SmallInteger, nullable=False),
+    Column("tracker_code", Text),
+    Column("shown", ARRAY(Text), nullable=False),
+    Column("refused_by", Text),
+    Column("previous_hash", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Index("audit_at_ix", "at", postgresql_using="brin"),
+    Index("audit_patient_ix", "patient", postgresql_where=text("patient IS NOT NULL")),
+    Index("audit_prescription_ix", "prescription", postgresql_where=text("prescription IS NOT NULL")),
+    Index("audit_shown_ix", "shown", postgresql_using="gin"),
+    postgresql_partition_by="RANGE (at)",
+)
+
+# Where each chain stood when its oldest months were let go.
+audit_retired = Table(
+    "audit_retired",
+    CONTROL,
+    Column("chain", UUID, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("retired_at", INSTANT, nullable=False, server_default=text("now()")),
 )
 
 prescription = Table(

@@ -56,6 +56,12 @@ def tell_blocked(response: falcon.Response, prescription_ids: Iterable[str]) -> 
     response.set_header("Rxstore-Blocked", ",".join(prescription_ids))
 
 
+def note_shown(response: falcon.Response, prescription_ids: Iterable[str], nhs_number: str | None = None) -> None:
+    """Keep for the audit which prescriptions the answer shows, and whose, where that was not asked for."""
+    response.context.shown = list(prescription_ids)
+    response.context.shown_patient = nhs_number
+
+
 def tell_trace_id(response: falcon.Response, trace_id: str | None) -> None:
     """Echo the caller's trace id."""
     if trace_id is not None:

@@ -8,7 +8,7 @@ import falcon
 import orjson
 from sqlalchemy import Engine
 
-from query_api import problems
+from query_api import clients, problems
 from query_api.clients import Admission, Everybody, Gate, OnlyRegistered, Registered
 from query_api.database import Questions
 from query_api.errors import TrackerErrors
@@ -20,6 +20,7 @@ from query_api.rates import Rates
 from query_api.requests import Refused
 from query_api.resources import Prescription, PrescriptionQuestions, Prescriptions
 from query_api.settings import ApiSettings
+from query_api.trail import Audit, Audited, NotWritten
 from query_api.waiting import NotReached, PositionQuestions, Waiting
 from schemas.openapi import openapi_document
 from schemas.outgoing import retrieve_failure, search_failure
@@ -28,6 +29,7 @@ Api = falcon.App[falcon.Request, falcon.Response]
 
 SEARCH = "/mm/prescriptions"
 RETRIEVE = "/mm/prescriptions/{prescription_id}"
+INTERACTIONS = {SEARCH: clients.SEARCH, RETRIEVE: clients.RETRIEVE, **clients.OURS}
 ONE_YEAR = "max-age=31536000"
 
 
@@ -36,11 +38,17 @@ class ApiQuestions(PrescriptionQuestions, ReadinessQuestions, PositionQuestions,
 
 
 def create_app(
-    engine: Engine, *, settings: ApiSettings, history: History | None = None, rates: Rates | None = None
+    engine: Engine,
+    *,
+    settings: ApiSettings,
+    history: History | None = None,
+    rates: Rates | None = None,
+    audit: Audit | None = None,
 ) -> Api:
     """The API over a read model that this engine can read; ``history`` tells the story of a prescription.
 
-    ``rates`` bounds how often each ASID may ask; the processes of a server share it.
+    ``rates`` bounds how often each ASID may ask; the processes of a server share it. ``audit`` keeps a record of every
+    request.
     """
     questions = Questions(engine)
     admission = (
@@ -48,7 +56,7 @@ def create_app(
         if settings.only_registered
         else Everybody()
     )
-    return routes(questions, settings, history=history, admission=admission, rates=rates)
+    return routes(questions, settings, history=history, admission=admission, rates=rates, audit=audit)
 
 
 def routes(
@@ -58,13 +66,21 @@ def routes(
     history: History | None = None,
     admission: Admission | None = None,
     rates: Rates | None = None,
+    audit: Audit | None = None,
 ) -> Api:
     """The API over anything that answers its questions; without ``admission`` any ASID is let in."""
     gate = Gate(admission or Everybody(), rates)
     waiting = Waiting(questions)
     metrics = Metrics()
+    # Answers pass them from the last to the first: a record has what is answered, and what becomes of it is counted.
     app: Api = falcon.App(
-        middleware=[Observed(metrics), NotStored(is_over_tls=settings.by_certificate), OnlyGet(), OnlyRegistered(gate)]
+        middleware=[
+            Observed(metrics),
+            *([] if audit is None else [Audited(audit, INTERACTIONS, metrics.audit_records)]),
+            NotStored(is_over_tls=settings.by_certificate),
+            OnlyGet(),
+            OnlyRegistered(gate),
+        ]
     )
 
     app.add_route(SEARCH, Prescriptions(questions, settings, waiting, gate))
@@ -82,6 +98,7 @@ def routes(
     app.add_error_handler(Exception, errors.unexpected)
     app.add_error_handler(Refused, errors.refused)
     app.add_error_handler(NotReached, errors.not_reached)
+    app.add_error_handler(NotWritten, errors.not_written)
     return app
 
 

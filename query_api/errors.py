@@ -17,11 +17,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from query_api import answers, problems
 from query_api.requests import Refused
+from query_api.trail import NotWritten
 from query_api.waiting import HEADER, NotReached
 from schemas.outgoing import Answer
 from schemas.vocabulary import TrackerStatus
 
 logger = logging.getLogger(__name__)
+
+TELLING_HEADERS = ("ETag", "Rxstore-As-Of", "Rxstore-Blocked", "Rxstore-Generation", HEADER)
 
 
 class TrackerErrors:
@@ -40,6 +43,22 @@ class TrackerErrors:
         """The read model has not come to the position that the request waits for: nothing older is shown for it."""
         resp.set_header(HEADER, error.why)
         answers.send(resp, self._failures[req.uri_template or ""](TrackerStatus.UNEXPECTED))
+
+    def not_written(
+        self, req: falcon.Request, resp: falcon.Response, error: NotWritten, params: dict[str, Any]
+    ) -> None:
+        """There is no record of the request, so it gets no answer, not even what the headers say."""
+        logger.error(
+            "an answer was held back, since its audit record was not written: %s",
+            outline(error.__cause__ or error),
+            extra={"action": "audit_failed", "path": req.uri_template},
+        )
+        for name in TELLING_HEADERS:
+            resp.delete_header(name)
+        failure = self._failures.get(req.uri_template or "")
+        if failure is None:
+            raise problems.unavailable("no record could be made of this request")
+        answers.send(resp, failure(TrackerStatus.UNEXPECTED))
 
     def unexpected(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
         """Anything else: the database is away, or the fault is ours."""

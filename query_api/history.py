@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import falcon
 
-from query_api import problems
+from query_api import answers, problems
 from schemas.identifiers import InvalidPrescriptionId, parse_prescription_id
 
 AT_A_TIME = 2
@@ -55,6 +55,7 @@ class PrescriptionHistory:
         told = self._told(self._history, stream_key, at)
         if told is None:
             raise problems.unknown("no event of a prescription with this id has been read")
+        answers.note_shown(resp, [stream_key])
         resp.cache_control = ["no-store"]
         resp.media = told
 

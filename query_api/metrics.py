@@ -52,7 +52,12 @@ REQUESTS_REFUSED = Metric(
     "Requests that no thread was free for in time: too many in all (full), or of one caller (caller).",
     ("reason",),
 )
-METRICS = (REQUESTS, REQUEST_SECONDS, BLOCKED_ANSWERS, CONNECTIONS_REFUSED, REQUESTS_REFUSED)
+AUDIT_RECORDS = Metric(
+    "rxstore_api_audit_records_total",
+    "Audit records by outcome: written, or failed, for which the answer was held back.",
+    ("outcome",),
+)
+METRICS = (REQUESTS, REQUEST_SECONDS, BLOCKED_ANSWERS, AUDIT_RECORDS, CONNECTIONS_REFUSED, REQUESTS_REFUSED)
 
 
 class Metrics:
@@ -77,6 +82,9 @@ class Metrics:
         )
         self.blocked_answers = Counter(
             BLOCKED_ANSWERS.name, BLOCKED_ANSWERS.explanation, BLOCKED_ANSWERS.labels, registry=self._registry
+        )
+        self.audit_records = Counter(
+            AUDIT_RECORDS.name, AUDIT_RECORDS.explanation, AUDIT_RECORDS.labels, registry=self._registry
         )
 
     def exposition(self) -> bytes:

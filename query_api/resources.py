@@ -44,6 +44,7 @@ class Prescriptions:
         answers.tell_freshness(resp, searched.as_of, searched.generation)
         if searched.blocked_ids:
             answers.tell_blocked(resp, searched.blocked_ids)
+        answers.note_shown(resp, (each.prescription_id for each in searched.found))
         answers.send(resp, self._answer(searched))
 
     def _answer(self, searched: Searched) -> Answer:
@@ -73,6 +74,8 @@ class Prescription:
         answers.tell_freshness(resp, retrieved.as_of, retrieved.generation)
         if retrieved.block is not None:
             answers.tell_blocked(resp, [retrieved.block.prescription_id])
+        elif retrieved.prescription is not None:
+            answers.note_shown(resp, [retrieved.prescription.prescription_id], retrieved.prescription.nhs_number)
         answers.send_conditionally(req, resp, _retrieve_answer(retrieved))
 
 

@@ -45,18 +45,20 @@ def run(
     transport: Transport | None = None,
     workers: int | None = None,
     threads: int = THREADS,
+    at_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until told to stop; ends with SystemExit, as gunicorn does.
 
     ``bind`` is ``HOST:PORT``, or ``unix:PATH`` for a socket that its owner and group may open. Without ``transport`` it
     is plain HTTP, on a loopback address only: ValueError for one that other machines can reach.
 
-    ``app_factory`` is called once in each worker, after the fork: connections and locks are never shared.
+    ``app_factory`` is called once in each worker, after the fork: connections and locks are never shared. ``at_end`` is
+    called in each worker when its requests are answered.
     """
     if transport is None:
         check_loopback(bind)
     os.environ[DIRECTORY_VARIABLE] = tempfile.mkdtemp(prefix="rxstore-metrics-")
-    _Server(app_factory, bind, transport or Plain(), workers or os.cpu_count() or 1, threads).run()
+    _Server(app_factory, bind, transport or Plain(), workers or os.cpu_count() or 1, threads, at_end).run()
 
 
 def check_loopback(bind: str) -> None:
@@ -117,9 +119,16 @@ class _NoBanner(Response):  # type: ignore[misc]
 
 class _Server(BaseApplication):  # type: ignore[misc]
     def __init__(
-        self, app_factory: Callable[[], Api], bind: str, transport: Transport, workers: int, threads: int
+        self,
+        app_factory: Callable[[], Api],
+        bind: str,
+        transport: Transport,
+        workers: int,
+        threads: int,
+        at_end: Callable[[], None],
     ) -> None:
         self._app_factory = app_factory
+        self.at_end = at_end
         self.transport = transport
         self.threads = threads
         self._settings = {
@@ -172,6 +181,7 @@ def _end_here(server: object, worker: Any) -> None:  # noqa: ANN401 - gunicorn h
     if worker.pid != os.getpid():
         return
     ending = sys.exc_info()[1]
+    worker.app.at_end()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(ending.code if isinstance(ending, SystemExit) and isinstance(ending.code, int) else 1)

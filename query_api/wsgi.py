@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 
 from psycopg import ProgrammingError
 
-from query_api import secret_files
+from query_api import secret_files, trail
 from query_api.app import Api, create_app
 from query_api.database import read_only_engine
 from query_api.settings import ApiSettings, fixed_clock, utc_now
+from query_api.trail import AuditSettings
 
+AUDIT_FILES = ("RXSTORE_AUDIT_PUBLIC_KEY_FILE", "RXSTORE_AUDIT_HASH_KEY_FILE", "RXSTORE_AUDIT_ANCHOR_FILE")
 MOST_SECONDS = 1_000_000
 
 
@@ -39,7 +42,26 @@ def application(environment: Mapping[str, str] = os.environ) -> Api:
     except ProgrammingError:
         # The driver's own words would have parts of the password.
         raise InvalidSetting("RXSTORE_DATABASE_URL must be postgresql://user:password@host/database") from None
-    return create_app(engine, settings=api_settings(environment))
+    audit = audit_settings(environment)
+    return create_app(
+        engine,
+        settings=api_settings(environment),
+        audit=None if audit is None else trail.start(audit, url)[0],
+    )
+
+
+def audit_settings(environment: Mapping[str, str]) -> AuditSettings | None:
+    """Where the audit trail goes, None where none is kept."""
+    if not _is(environment, "RXSTORE_AUDIT", "on", "off"):
+        return None
+    files = {name: environment.get(name) for name in AUDIT_FILES}
+    missing = [name for name, file in files.items() if not file]
+    if missing:
+        raise InvalidSetting(f"RXSTORE_AUDIT is on, and {', '.join(missing)} not set")
+    try:
+        return AuditSettings(*(Path(file) for file in files.values() if file)).checked()
+    except ValueError as error:
+        raise InvalidSetting(f"RXSTORE_AUDIT is on, and {error}") from error
 
 
 def api_settings(environment: Mapping[str, str]) -> ApiSettings:

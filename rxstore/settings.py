@@ -127,6 +127,13 @@ def readable_file(value: str) -> Path:
     return path
 
 
+def file_to_write(value: str) -> Path:
+    path = Path(value)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError("must be the path of a file in a directory that exists")
+    return path
+
+
 def database_url(value: str) -> str:
     """In the form that psycopg and psql take; a SQLAlchemy driver in the scheme is put aside."""
     scheme, separator, rest = value.partition("://")
@@ -297,6 +304,20 @@ SETTINGS = (
         matching(r"[A-Za-z][A-Za-z0-9-]{0,99}", "the name of a header: letters, digits and dashes"),
     ),
     Setting(
+        "RXSTORE_AUDIT",
+        "off",
+        "on keeps a record of every request to the API, written before its answer leaves (rxstore audit)",
+        one_of("off", "on"),
+    ),
+    Setting("RXSTORE_AUDIT_PUBLIC_KEY_FILE", None, "the key that questions are sealed with", readable_file),
+    Setting("RXSTORE_AUDIT_HASH_KEY_FILE", None, "the key that NHS numbers are hashed with", readable_file),
+    Setting(
+        "RXSTORE_AUDIT_ANCHOR_FILE",
+        None,
+        "the file outside the database that the heads of the audit's chains are added to",
+        file_to_write,
+    ),
+    Setting(
         "RXSTORE_CHECK_CHARACTER",
         "strict",
         "lenient accepts a prescription id with a wrong check character",
@@ -363,6 +384,10 @@ class Settings:
     tls_crlfile: Path | None
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] | None
     proxy_certificate_header: str
+    audit: Literal["off", "on"]
+    audit_public_key_file: Path | None
+    audit_hash_key_file: Path | None
+    audit_anchor_file: Path | None
     check_character: Literal["strict", "lenient"]
     empty_search: Literal["not-found", "empty-list"]
     require_user: bool
@@ -379,6 +404,11 @@ class Settings:
     def database(self) -> str:
         """The database's URL for psycopg; WrongUse when there is none."""
         return self.database_url or _missing("RXSTORE_DATABASE_URL")
+
+    def audit_file(self, name: Literal["public_key", "hash_key", "anchor"]) -> Path:
+        """One of the files of the audit; WrongUse when it is not set."""
+        path: Path | None = getattr(self, f"audit_{name}_file")
+        return path or _missing(f"RXSTORE_AUDIT_{name.upper()}_FILE")
 
     def kafka(self) -> dict[str, Any]:
         """What every client of the brokers is made with; WrongUse when it is not known where they are."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "project": "Run the projector: from the topic to the read models.",
     "serve": "Run the query API.",
     "clients": "Who may ask the API what.",
+    "audit": "Who asked the API what: search the trail, and verify that it is whole.",
     "status": "How far the projector is, and whether anything needs attention.",
     "diagnose": "What is wrong, what it means for patients, and the next command to run.",
     "quarantine": "What was set aside, and why; retry, skip and undo.",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from query_api.app import Api
     from query_api.history import History
+    from query_api.trail import Audit, AuditSettings, Writer
     from query_api.transport import Transport
 
 
@@ -42,6 +43,8 @@ def command(settings: Settings, bind: str | None, insecure: bool, behind_proxy: 
     With --behind-proxy a proxy ends TLS; with --insecure it is plain HTTP for this machine alone, and any ASID is let
     in unless RXSTORE_CLIENTS is registered.
 
+    With RXSTORE_AUDIT on, a record of every request is committed before its answer leaves ('rxstore audit').
+
     It reads the views as the role rxstore_reader. With RXSTORE_KAFKA_BOOTSTRAP_SERVERS set it also tells the history
     of a prescription, which is read from the topic.
     """
@@ -51,11 +54,13 @@ def command(settings: Settings, bind: str | None, insecure: bool, behind_proxy: 
     address, transport = _way_in(settings, bind, insecure=insecure, behind_proxy=behind_proxy)
     with store.engine(settings) as engine:
         store.live_generation(engine)
+    audit = _audit(settings)
     server.run(
-        _factory(settings, by_certificate=transport is not None),
+        _factory(settings, audit, by_certificate=transport is not None),
         address,
         transport=transport,
         workers=workers or os.cpu_count() or 1,
+        at_end=audit.close,
     )
 
 
@@ -119,7 +124,45 @@ def _behind_proxy(settings: Settings) -> Transport:
     return BehindProxy(settings.trusted_proxies or (), settings.proxy_certificate_header, settings.tls_crlfile)
 
 
-def _factory(settings: Settings, *, by_certificate: bool) -> Callable[[], Api]:
+def _audit(settings: Settings) -> Auditing:
+    """Check that an audit trail can be kept, if one is wanted, before anything is served."""
+    from query_api.trail import AuditSettings
+
+    if settings.audit == "off":
+        return Auditing(None)
+    try:
+        return Auditing(
+            AuditSettings(
+                settings.audit_file("public_key"), settings.audit_file("hash_key"), settings.audit_file("anchor")
+            ).checked()
+        )
+    except ValueError as error:
+        raise WrongUse(f"RXSTORE_AUDIT is on, and {error}") from error
+
+
+class Auditing:
+    """The audit trail of a server process: begun when its application is made, closed when it ends."""
+
+    def __init__(self, settings: AuditSettings | None) -> None:
+        self._settings = settings
+        self._writer: Writer | None = None
+
+    def start(self, url: str, role: str) -> Audit | None:
+        """Begin it, if one is kept."""
+        from query_api import trail
+
+        if self._settings is None:
+            return None
+        audit, self._writer = trail.start(self._settings, url, role=role)
+        return audit
+
+    def close(self) -> None:
+        """Write what waits, and end it."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _factory(settings: Settings, audit: Auditing, *, by_certificate: bool) -> Callable[[], Api]:
     from query_api.rates import Rates
 
     rates = Rates(settings.rate_limit) if settings.rate_limit else None
@@ -140,6 +183,7 @@ def _factory(settings: Settings, *, by_certificate: bool) -> Callable[[], Api]:
             ),
             history=_history(settings, engine),
             rates=rates,
+            audit=audit.start(settings.database(), READER_ROLE),
         )
 
     return make
