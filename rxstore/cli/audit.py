@@ -31,7 +31,7 @@ def command() -> None:
     "search",
     epilog=example(
         "rxstore audit search --asid 200000000946 --since 2026-03-01T00:00:00Z",
-        "rxstore audit search --nhs-number - --json < number.txt",
+        "rxstore audit search --nhs-number - --json > found.ndjson",
         "rxstore audit search --prescription 3AF2CB-C86002-0000BX --unseal audit-private.key",
     ),
 )

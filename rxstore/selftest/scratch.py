@@ -20,7 +20,7 @@ from kafka.errors import KafkaError
 from psycopg import sql
 from sqlalchemy import make_url
 
-from projector import generations, roles, tables
+from projector import audit_months, generations, roles, tables
 from rxstore import broker, store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.selftest.comparison import LIVE, TRUTH
@@ -107,7 +107,7 @@ def _made_databases(settings: Settings, run: str, jobs: int) -> Iterator[list[st
 
 @contextmanager
 def _given_database(settings: Settings, url: str) -> Iterator[list[str]]:
-    schemas = [tables.CONTROL_SCHEMA, LIVE, TRUTH]
+    schemas = [tables.CONTROL_SCHEMA, audit_months.SCHEMA, LIVE, TRUTH]
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = ANY(%s)", (schemas,)).fetchone():
             raise Refused("the database of --database-url holds an installation of rxstore: name an empty one")
