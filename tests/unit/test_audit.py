@@ -94,7 +94,7 @@ def anchor(record: Record, kind="head") -> Anchor:
     return Anchor(record.chain, Head(record.sequence, record.hash), kind, record.at)
 
 
-def found(records, starts=None, known=None):
+def faults_of(records, starts=None, known=None):
     return list(audit.faults(in_order(records), starts, known))
 
 
@@ -105,7 +105,7 @@ chains = st.lists(entries, min_size=1, max_size=6).map(chain_of)
 
 @given(chains)
 def test_a_chain_as_it_was_written_has_no_fault(records):
-    assert found(records) == []
+    assert faults_of(records) == []
 
 
 @given(chains, entries, st.data())
@@ -113,7 +113,7 @@ def test_a_changed_record_is_found_and_named(records, other, data):
     at = data.draw(st.integers(0, len(records) - 1))
     column = data.draw(st.sampled_from([name for name in Record._fields if hasattr(other, name)]))
     changed = records[at]._replace(**{column: getattr(other, column)})
-    faults = found([*records[:at], changed, *records[at + 1 :]])
+    faults = faults_of([*records[:at], changed, *records[at + 1 :]])
     if changed == records[at]:
         assert faults == []
     else:
@@ -126,7 +126,7 @@ def test_a_changed_record_with_a_new_hash_does_not_fit_the_next_one(records, oth
     head = Head(at, records[at].previous_hash)
     changed = audit.chained(CHAIN, head, records[at].at, other)
     known = anchored(anchor(records[-1]))
-    faults = found([*records[:at], changed, *records[at + 1 :]], None, known)
+    faults = faults_of([*records[:at], changed, *records[at + 1 :]], None, known)
     if changed == records[at]:
         assert faults == []
     else:
@@ -136,7 +136,7 @@ def test_a_changed_record_with_a_new_hash_does_not_fit_the_next_one(records, oth
 @given(chains, st.data())
 def test_a_record_that_was_removed_before_the_last_is_found_and_named(records, data):
     at = data.draw(st.integers(0, len(records) - 1))
-    faults = found([*records[:at], *records[at + 1 :]])
+    faults = faults_of([*records[:at], *records[at + 1 :]])
     if at == len(records) - 1:
         assert faults == []  # only an anchor can tell
     else:
@@ -148,7 +148,7 @@ def test_a_record_that_was_removed_before_the_last_is_found_and_named(records, d
 def test_a_record_that_was_inserted_is_found(records, other, data):
     at = data.draw(st.integers(0, len(records) - 1))
     inserted = audit.chained(CHAIN, Head(at, records[at].previous_hash), records[at].at + timedelta(seconds=0.5), other)
-    faults = found([*records, inserted])
+    faults = faults_of([*records, inserted])
     assert (CHAIN, at + 1) in [(fault.chain, fault.sequence) for fault in faults]
 
 
@@ -159,60 +159,60 @@ def test_records_that_change_places_are_found(records, data):
     swapped = list(records)
     swapped[one] = records[other]._replace(sequence=one + 1)
     swapped[other] = records[one]._replace(sequence=other + 1)
-    assert found(swapped)
+    assert faults_of(swapped)
 
 
 @given(chains, st.data())
 def test_an_anchor_tells_of_a_lost_end(records, data):
     kept = data.draw(st.integers(0, len(records) - 1))
-    faults = found(records[:kept], None, anchored(anchor(records[-1])))
+    faults = faults_of(records[:kept], None, anchored(anchor(records[-1])))
     assert [(fault.chain, fault.sequence) for fault in faults] == [(CHAIN, kept + 1)]
 
 
 def test_chains_are_told_apart():
     one, other = chain_of([ENTRY] * 3), chain_of([ENTRY] * 3, uuid4())
-    assert found([*one, *other]) == []
-    assert [(fault.chain, fault.sequence) for fault in found([*one, other[0], other[2]])] == [(other[0].chain, 2)]
+    assert faults_of([*one, *other]) == []
+    assert [(fault.chain, fault.sequence) for fault in faults_of([*one, other[0], other[2]])] == [(other[0].chain, 2)]
 
 
 def test_a_chain_that_grew_after_its_anchor_is_whole():
     records = chain_of([ENTRY] * 4)
-    assert found(records, None, anchored(anchor(records[1]))) == []
+    assert faults_of(records, None, anchored(anchor(records[1]))) == []
 
 
 def test_a_chain_that_nobody_anchored_is_found():
     records = chain_of([ENTRY] * 2)
-    (fault,) = found([*records, *chain_of([ENTRY], uuid4())], None, anchored(anchor(records[-1])))
+    (fault,) = faults_of([*records, *chain_of([ENTRY], uuid4())], None, anchored(anchor(records[-1])))
     assert fault.chain != CHAIN
     assert "without an anchor" in fault.what
 
 
 def test_a_record_behind_the_end_of_a_chain_is_found():
     records = chain_of([ENTRY] * 3)
-    (fault,) = found(records, None, anchored(anchor(records[1], "end")))
+    (fault,) = faults_of(records, None, anchored(anchor(records[1], "end")))
     assert fault.sequence == 3
 
 
 def test_a_chain_goes_on_from_where_it_was_retired():
     records = chain_of([ENTRY] * 4)
     starts = {CHAIN: Head(2, records[1].hash)}
-    assert found(records[2:], starts) == []
-    assert found(records[2:], starts, anchored(anchor(records[1], "retired"), anchor(records[3]))) == []
-    assert found(records[2:])[0].sequence == 1
-    assert found(records, starts)[0].sequence == 1
+    assert faults_of(records[2:], starts) == []
+    assert faults_of(records[2:], starts, anchored(anchor(records[1], "retired"), anchor(records[3]))) == []
+    assert faults_of(records[2:])[0].sequence == 1
+    assert faults_of(records, starts)[0].sequence == 1
 
 
 def test_what_was_removed_and_only_said_to_be_retired_is_found():
     records = chain_of([ENTRY] * 4)
     starts = {CHAIN: Head(2, records[1].hash)}
-    (fault,) = found(records[2:], starts, anchored(anchor(records[1]), anchor(records[3])))
+    (fault,) = faults_of(records[2:], starts, anchored(anchor(records[1]), anchor(records[3])))
     assert (fault.sequence, "retire" in fault.what) == (2, True)
 
 
 def test_two_anchors_that_contradict_each_other_are_found():
     records = chain_of([ENTRY])
     other = Anchor(CHAIN, Head(1, bytes(32)), "head", AT)
-    assert any("two hashes" in fault.what for fault in found(records, None, anchored(anchor(records[0]), other)))
+    assert any("two hashes" in fault.what for fault in faults_of(records, None, anchored(anchor(records[0]), other)))
 
 
 @given(entries, entries)

@@ -1,0 +1,196 @@
+"""The thread that writes audit records: what it puts into one commit, and what it does when a write fails."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+
+from query_api import trail
+from query_api.audit import BEGIN, Record
+from query_api.trail import NotWritten, Writer
+from tests.unit.test_audit import ENTRY, faults_of
+
+
+class Database:
+    """Keeps what is committed; each write can be held up, or fail before or after it is committed."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[Record]] = []
+        self.connected = 0
+        self.is_free = threading.Event()
+        self.is_free.set()
+        self.begun = threading.Event()
+        self.failures: list[str] = []
+
+    def connect(self) -> SimpleNamespace:
+        self.connected += 1
+        return SimpleNamespace(broken=False, close=lambda: None)
+
+    def copy(self, connection: SimpleNamespace, records: list[Record]) -> None:
+        self.begun.set()
+        self.is_free.wait(10)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure == "lost":
+            connection.broken = True
+            raise psycopg.OperationalError
+        if failure == "refused":
+            raise psycopg.errors.InsufficientPrivilege
+        if any(record in commit for commit in self.commits for record in records):
+            raise psycopg.errors.UniqueViolation
+        self.commits.append(list(records))
+        if failure == "lost after commit":
+            connection.broken = True
+            raise psycopg.OperationalError
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for commit in self.commits for record in commit]
+
+
+@pytest.fixture
+def database(monkeypatch) -> Database:
+    made = Database()
+    monkeypatch.setattr(trail, "_copy", made.copy)
+    return made
+
+
+@pytest.fixture
+def anchors(tmp_path):
+    return tmp_path / "anchors.ndjson"
+
+
+@pytest.fixture
+def writer(database, anchors):
+    made = Writer(database.connect, anchors)
+    yield made
+    database.is_free.set()
+    made.close()
+
+
+def said(anchors):
+    lines = [json.loads(line) for line in anchors.read_text().splitlines()]
+    return [(line["kind"], line["sequence"]) for line in lines]
+
+
+def test_one_request_alone_has_a_commit_of_its_own_at_once(writer, database):
+    writer.write(ENTRY)
+    writer.write(ENTRY)
+    assert [len(commit) for commit in database.commits] == [1, 1]
+    assert database.connected == 1
+
+
+def test_requests_that_come_while_one_is_written_share_the_next_commit(writer, database):
+    database.is_free.clear()
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(writer.write, ENTRY)
+        database.begun.wait(10)
+        others = [pool.submit(writer.write, ENTRY) for _ in range(5)]
+        while writer._waiting.qsize() < 5:
+            time.sleep(0.001)
+        database.is_free.set()
+        for written in (first, *others):
+            written.result(10)
+    assert [len(commit) for commit in database.commits] == [1, 5]
+    assert faults_of(database.records) == []
+
+
+def test_more_than_may_wait_are_refused_at_once(writer, database, monkeypatch):
+    monkeypatch.setattr(trail, "MOST_WAITING", 1)
+    database.is_free.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(writer.write, ENTRY)
+        database.begun.wait(10)
+        second = pool.submit(writer.write, ENTRY)
+        while writer._waiting.qsize() < 1:
+            time.sleep(0.001)
+        with pytest.raises(NotWritten):
+            writer.write(ENTRY)
+        database.is_free.set()
+        first.result(10)
+        second.result(10)
+    assert len(database.records) == 2
+
+
+def test_a_lost_connection_is_tried_once_more_on_a_new_one(writer, database):
+    writer.write(ENTRY)
+    database.failures = ["lost"]
+    writer.write(ENTRY)
+    assert [record.sequence for record in database.records] == [1, 2]
+    assert database.connected == 2
+
+
+def test_what_was_committed_just_before_the_connection_was_lost_is_not_written_twice(writer, database):
+    writer.write(ENTRY)
+    database.failures = ["lost after commit"]
+    writer.write(ENTRY)
+    writer.write(ENTRY)
+    assert [record.sequence for record in database.records] == [1, 2, 3]
+    assert faults_of(database.records) == []
+
+
+@pytest.mark.parametrize("failures", [["refused"], ["lost", "lost"]])
+def test_after_a_failed_write_another_chain_begins(writer, database, anchors, failures):
+    writer.write(ENTRY)
+    database.failures = failures
+    with pytest.raises(NotWritten):
+        writer.write(ENTRY)
+    writer.write(ENTRY)
+    one, other = database.records
+    assert one.chain != other.chain
+    assert (other.sequence, other.previous_hash) == (1, BEGIN.hash)
+    assert said(anchors) == [("begin", 0), ("head", 1), ("begin", 0)]
+
+
+def test_all_of_a_commit_that_fails_are_told(writer, database):
+    database.is_free.clear()
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(writer.write, ENTRY)
+        database.begun.wait(10)
+        others = [pool.submit(writer.write, ENTRY) for _ in range(3)]
+        while writer._waiting.qsize() < 3:
+            time.sleep(0.001)
+        database.failures = [None, "refused"]
+        database.is_free.set()
+        first.result(10)
+        for written in others:
+            with pytest.raises(NotWritten):
+                written.result(10)
+    assert len(database.records) == 1
+
+
+def test_a_chain_is_anchored_when_it_begins_now_and_then_and_at_its_end(database, anchors):
+    writer = Writer(database.connect, anchors, anchor_seconds=0.05)
+    writer.write(ENTRY)
+    until = time.monotonic() + 10
+    while len(said(anchors)) < 2:  # also while nobody asks
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    writer.write(ENTRY)
+    writer.close()
+    assert said(anchors)[:2] == [("begin", 0), ("head", 1)]
+    assert said(anchors)[-1] == ("end", 2)
+
+
+def test_a_writer_that_wrote_nothing_anchors_nothing(database, anchors):
+    Writer(database.connect, anchors).close()
+    assert not anchors.exists()
+
+
+def test_what_waits_at_the_end_is_still_written(database, anchors):
+    writer = Writer(database.connect, anchors)
+    database.is_free.clear()
+    with ThreadPoolExecutor(4) as pool:
+        written = [pool.submit(writer.write, ENTRY) for _ in range(3)]
+        database.begun.wait(10)
+        closing = pool.submit(writer.close)
+        database.is_free.set()
+        closing.result(10)
+        done = [one.exception(10) for one in written]
+    assert len(database.records) == done.count(None)
+    assert said(anchors)[-1] == ("end", len(database.records))
