@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -188,7 +189,8 @@ class _Counted:
 
 
 def _refuse_what_is_wrong(connection: Connection, going: ColumnElement[bool]) -> None:
-    wrong = next(audit.faults(_records(connection, _in_order(select(table).where(going))), _starts(connection)), None)
+    with closing(_records(connection, _in_order(select(table).where(going)))) as records:
+        wrong = next(audit.faults(records, _starts(connection)), None)
     if wrong is not None:
         raise Refused(
             f"{wrong}; nothing was retired, since nobody could see that afterwards: look at 'rxstore audit verify', "
@@ -220,6 +222,7 @@ def _in_order(question: Select[Any]) -> Select[Any]:
     return question.order_by(table.c.chain, table.c.sequence, table.c.at)
 
 
-def _records(connection: Connection, question: Select[Any]) -> Iterator[Record]:
-    for row in connection.execute(question.execution_options(yield_per=AT_A_TIME)):
-        yield Record(*row)
+def _records(connection: Connection, question: Select[Any]) -> Generator[Record, None, None]:
+    with connection.execute(question.execution_options(yield_per=AT_A_TIME)) as rows:
+        for row in rows:
+            yield Record(*row)

@@ -23,7 +23,7 @@ from psycopg import sql
 from sqlalchemy import create_engine, make_url, text
 
 from projector import audit_months
-from query_api import audit, trail
+from query_api import audit, trail, wsgi
 from query_api.app import create_app
 from query_api.audit import Cover, Entry, Record
 from query_api.database import read_only_engine
@@ -224,13 +224,14 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("column", CHANGES)
-def test_a_record_that_a_superuser_changed_is_named(kept, column):
-    records = kept.wrote(*entries(5))
-    kept.execute(f"UPDATE rxstore.audit SET {column} = {CHANGES[column]} WHERE sequence = 3")
+def test_a_record_that_a_superuser_changed_is_named_whatever_of_it_was_changed(kept):
+    chains = {column: kept.wrote(*entries(5))[0].chain for column in CHANGES}
+    for column, chain in chains.items():
+        change = f"UPDATE rxstore.audit SET {column} = {CHANGES[column]} WHERE sequence = 3 AND chain = %s"
+        kept.execute(change, chain)
     done = kept.verify(anchors=False)
     assert done.exit_code == 1
-    assert f"chain {records[0].chain}, record 3:" in done.stdout
+    assert [column for column, chain in chains.items() if f"chain {chain}, record 3:" not in done.stdout] == []
 
 
 def test_every_column_is_tried():
@@ -340,22 +341,29 @@ FORBIDDEN = [
 ]
 
 
-@pytest.mark.parametrize("statement", FORBIDDEN)
-def test_the_role_of_the_api_may_add_records_and_nothing_else(kept, statement):
+def allowed(connection: psycopg.Connection) -> list[str]:
+    """Which of them a role may do."""
+    done = []
+    for statement in FORBIDDEN:
+        with suppress(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement)
+            done.append(statement)
+    return done
+
+
+def test_the_role_of_the_api_may_add_records_and_nothing_else(kept):
     kept.wrote(ENTRY)
-    with acting_as(kept, READER) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        connection.execute(statement)
+    with acting_as(kept, READER) as connection:
+        assert allowed(connection) == []
     assert len(kept.records()) == 1
 
 
-@pytest.mark.parametrize("statement", [one for one in FORBIDDEN if not one.startswith("SELECT")])
-def test_the_role_of_auditors_may_read_and_nothing_else(kept, statement):
+def test_the_role_of_auditors_may_read_and_nothing_else(kept):
     kept.wrote(ENTRY)
     with acting_as(kept, "rxstore_audit") as connection:
-        assert connection.execute("SELECT count(*) FROM rxstore.audit").fetchone() == (1,)
-        connection.execute("SELECT * FROM rxstore.audit_retired")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute(statement)
+        reading = [f"SELECT {what} FROM rxstore.audit" for what in ("count(*)", "question")]
+        assert allowed(connection) == [*reading, "SELECT * FROM rxstore.audit_retired"]
+    assert len(kept.records()) == 1
 
 
 def test_an_auditor_searches_and_verifies_and_another_is_refused_in_one_sentence(kept):
@@ -526,19 +534,29 @@ def test_a_server_does_not_start_without_what_the_trail_needs(kept):
     assert (wrong.exit_code, "not a public key" in wrong.stderr) == (2, True)
 
 
-def test_a_wsgi_server_of_ones_own_keeps_the_trail_too(kept):
-    from query_api.wsgi import InvalidSetting, application
+def test_a_wsgi_server_of_ones_own_keeps_the_trail_too(kept, monkeypatch):
+    engine, writers = read_only_engine(kept.url, role=READER), []
 
+    def started(settings, url):
+        made, writer = start(settings, url)
+        writers.append(writer)
+        return made, writer
+
+    start = trail.start
+    monkeypatch.setattr(trail, "start", started)
+    monkeypatch.setattr(wsgi, "read_only_engine", lambda url: engine)
     environment = {"RXSTORE_DATABASE_URL": kept.url, "RXSTORE_AUDIT": "on"}
-    with pytest.raises(InvalidSetting, match="RXSTORE_AUDIT_PUBLIC_KEY_FILE"):
-        application(environment)
+    with pytest.raises(wsgi.InvalidSetting, match="RXSTORE_AUDIT_PUBLIC_KEY_FILE"):
+        wsgi.application(environment)
     files = AuditSettings(kept.files["public"], kept.files["hash"], kept.anchors)
     environment |= {
         "RXSTORE_AUDIT_PUBLIC_KEY_FILE": str(files.public_key_file),
         "RXSTORE_AUDIT_HASH_KEY_FILE": str(files.hash_key_file),
         "RXSTORE_AUDIT_ANCHOR_FILE": str(files.anchor_file),
     }
-    testing.TestClient(application(environment), headers={"Spine-From-Asid": ASID}).simulate_get(SEARCHED)
+    testing.TestClient(wsgi.application(environment), headers={"Spine-From-Asid": ASID}).simulate_get(SEARCHED)
+    writers[0].close()
+    engine.dispose()
     assert len(kept.records()) == 1
 
 
