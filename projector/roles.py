@@ -17,7 +17,8 @@ from projector import tables
 READER = "rxstore_reader"
 PROJECT = "rxstore_project"
 OPERATE = "rxstore_operate"
-ROLES = (READER, PROJECT, OPERATE)
+AUDIT = "rxstore_audit"
+ROLES = (READER, PROJECT, OPERATE, AUDIT)
 
 # Another database of the server may be making the same one at this moment.
 CREATE = """
@@ -47,7 +48,15 @@ READ = Rights("SELECT")
 
 # Of the control schema. Readers have the views besides, which are granted where they are replaced.
 CONTROL: Mapping[str, Mapping[str, Rights]] = {
-    READER: {"alembic_version": READ, "client": READ, "decision": READ, "generation": READ},
+    READER: {
+        "alembic_version": READ,
+        # Written and never read, changed or removed.
+        "audit": Rights("INSERT"),
+        "client": READ,
+        "decision": READ,
+        "generation": READ,
+    },
+    AUDIT: {"audit": READ, "audit_retired": READ},
     PROJECT: {
         "alembic_version": READ,
         # Give numbers and effect offsets.
@@ -74,6 +83,8 @@ SEQUENCES: Mapping[str, Mapping[str, str]] = {
     PROJECT: {"decision_number": "USAGE"},
     OPERATE: {"decision_number": "SELECT, UPDATE", "decision_id_seq": "SELECT, UPDATE"},  # an import sets both
 }
+# Who looks through the audit trail sees no patient elsewhere.
+READERS_OF_VIEWS = (READER, PROJECT, OPERATE)
 # Of a generation. An operator folds prescriptions again, which writes what a worker writes, but never a checkpoint.
 CHECKPOINT: Mapping[str, str] = {PROJECT: "SELECT, INSERT, UPDATE", OPERATE: "SELECT, UPDATE"}
 ROWS = "SELECT, INSERT, UPDATE, DELETE"
@@ -125,8 +136,9 @@ def grant(connection: Connection) -> None:
 
 
 def grant_view(connection: Connection, view: str) -> None:
-    """Let every role read a view of the control schema."""
-    connection.exec_driver_sql(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.{view} TO {', '.join(ROLES)}")
+    """Let every role but the auditors' read a view of the control schema."""
+    readers = ", ".join(READERS_OF_VIEWS)
+    connection.exec_driver_sql(f"GRANT SELECT ON {tables.CONTROL_SCHEMA}.{view} TO {readers}")
 
 
 def grant_generation(connection: Connection, schema: str) -> None:

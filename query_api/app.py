@@ -78,6 +78,7 @@ def routes(
             Observed(metrics),
             *([] if audit is None else [Audited(audit, INTERACTIONS, metrics.audit_records)]),
             NotStored(is_over_tls=settings.by_certificate),
+            OnePathEach(),
             OnlyGet(),
             OnlyRegistered(gate),
         ]
@@ -100,6 +101,18 @@ def routes(
     app.add_error_handler(NotReached, errors.not_reached)
     app.add_error_handler(NotWritten, errors.not_written)
     return app
+
+
+class OnePathEach:
+    """Lets no path be written in a second way: Falcon alone takes ``//rxstore/status`` for ``/rxstore/status``.
+
+    A proxy in front that has rules by path may take it for another one.
+    """
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Refuse a path that begins with more than one slash."""
+        if req.path.startswith("//"):
+            no_such_path(req, resp)
 
 
 class OnlyGet:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from threading import BoundedSemaphore
 from typing import Any, Protocol
 
@@ -83,11 +84,10 @@ def _instant(request: falcon.Request) -> datetime | None:
     given = request.params.get("at")
     if not given:
         return None
-    try:
+    # Neither what is no instant nor one that falls into year 0 or 10000 of UTC.
+    with suppress(ValueError, OverflowError):
         # A plus that was not encoded arrives as a space.
         instant = datetime.fromisoformat(str(given).replace(" ", "+"))
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise problems.malformed("at takes one RFC 3339 instant with an offset, such as 2026-03-01T09:00:00Z")
-    return instant
+        if instant.tzinfo is not None:
+            return instant.astimezone(UTC)
+    raise problems.malformed("at takes one RFC 3339 instant with an offset, such as 2026-03-01T09:00:00Z")

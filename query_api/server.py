@@ -16,6 +16,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+import orjson
+from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
@@ -117,6 +119,19 @@ class _NoBanner(Response):  # type: ignore[misc]
         return [line for line in super().default_headers() if not line.startswith("Server:")]
 
 
+def _write_error(sock: Any, status: int, reason: str, message: str) -> None:  # noqa: ANN401 - gunicorn has no types
+    """Answer what is no valid HTTP; gunicorn's own page repeats what was sent, which may name a patient."""
+    body = orjson.dumps({"title": reason})
+    lines = (
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        "Content-Type: application/json",
+        "Cache-Control: no-store",
+        f"Content-Length: {len(body)}",
+    )
+    util.write_nonblock(sock, "\r\n".join((*lines, "", "")).encode() + body)
+
+
 class _Server(BaseApplication):  # type: ignore[misc]
     def __init__(
         self,
@@ -163,7 +178,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set("control_socket_disable", True)
 
     def load(self) -> Api:
-        wsgi.Response = _NoBanner  # there is no setting for it
+        # There are no settings for these.
+        wsgi.Response = _NoBanner
+        util.write_error = _write_error
         return self._app_factory()
 
 

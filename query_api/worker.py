@@ -170,7 +170,14 @@ class ConnectionWorker(GeventWorker):  # type: ignore[misc]
         return _Idle(self._idle, self._shown.connection, self.cfg.keepalive)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:  # noqa: ANN401
-        """Answer one request; who does not take the answer in time is let go."""
+        """Answer one request; who does not take the answer in time is let go.
+
+        Nothing here takes a body. After one the connection is closed, so that nobody can argue where it ended.
+        """
+        if any(
+            name == "TRANSFER-ENCODING" or (name == "CONTENT-LENGTH" and value != "0") for name, value in req.headers
+        ):
+            req.force_close()
         try:
             with gevent.Timeout(REQUEST_SECONDS):
                 super().handle_request(listener_name, req, sock, addr)

@@ -103,7 +103,14 @@ def database_url(postgres_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_template(postgres_url: str) -> Iterator[str]:
     """The name of a database that ``rxstore migrate`` has been run on, to copy from; nobody may connect to it."""
-    with new_database(postgres_url, template="template0") as url:
+    with migrated(postgres_url) as name:
+        yield name
+
+
+@contextmanager
+def migrated(server_url: str) -> Iterator[str]:
+    """The name of a new database on which ``rxstore migrate`` has been run."""
+    with new_database(server_url, template="template0") as url:
         subprocess.run(
             [sys.executable, "-m", "rxstore.cli.main", "migrate"],
             env={**os.environ, "RXSTORE_DATABASE_URL": url},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Concatenate, ParamSpec, TypeVar
 
 import click
@@ -43,13 +44,12 @@ def with_settings(
 
 def instant(given: str, option: str) -> datetime:
     """The RFC 3339 instant that an option was given; WrongUse for anything else."""
-    try:
+    # Neither what is no instant nor one that falls into year 0 or 10000 of UTC.
+    with suppress(ValueError, OverflowError):
         found = datetime.fromisoformat(given)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise WrongUse(f"{option} takes an RFC 3339 instant with an offset, such as 2026-03-01T09:00:00Z")
-    return found
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    raise WrongUse(f"{option} takes an RFC 3339 instant with an offset, such as 2026-03-01T09:00:00Z")
 
 
 def duration(given: str, option: str) -> timedelta:

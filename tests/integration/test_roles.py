@@ -16,7 +16,7 @@ from psycopg import sql
 from sqlalchemy import create_engine, make_url
 
 from projector import generations, rebuild, tables
-from projector.roles import OPERATE, PROJECT, READER, ROLES
+from projector.roles import AUDIT, OPERATE, PROJECT, READER, ROLES
 from tests import servers
 from tests.conftest import new_database
 
@@ -33,10 +33,12 @@ MAY = {
     READER: {
         **VIEWS,
         "rxstore.alembic_version": "SELECT",
+        "rxstore.audit": "INSERT",
         "rxstore.client": "SELECT",
         "rxstore.decision": "SELECT",
         "rxstore.generation": "SELECT",
     },
+    AUDIT: {"rxstore.audit": "SELECT", "rxstore.audit_retired": "SELECT"},
     PROJECT: {
         **VIEWS,
         **WRITES_ROWS,
@@ -73,7 +75,7 @@ SELECT c.relnamespace::regnamespace || '.' || c.relname,
        END
   FROM pg_class c
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-   AND (c.relnamespace = 'rxstore'::regnamespace OR c.relnamespace::regnamespace::text LIKE 'rx\\_%')
+   AND (c.relnamespace IN ('rxstore'::regnamespace, 'rxstore_audit'::regnamespace) OR c.relnamespace::regnamespace::text LIKE 'rx\\_%')
  ORDER BY 1
 """
 ON_COLUMNS = """

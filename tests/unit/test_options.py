@@ -33,7 +33,7 @@ def test_an_instant_has_an_offset():
     assert instant("2026-03-01T10:00:00+01:00", "--at") == datetime(2026, 3, 1, 9, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("given", ["", "yesterday", "2026-03-01", "2026-03-01T09:00:00"])
+@pytest.mark.parametrize("given", ["", "yesterday", "2026-03-01", "2026-03-01T09:00:00", "0001-01-01T00:00:00+14:00"])
 def test_anything_else_is_no_instant_and_the_option_is_named(given):
     with pytest.raises(WrongUse, match="--at takes an RFC 3339 instant"):
         instant(given, "--at")

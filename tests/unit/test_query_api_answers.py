@@ -254,7 +254,9 @@ def test_no_other_method_is_allowed(path, method):
     assert result.headers["Allow"] == "GET"
 
 
-@pytest.mark.parametrize("path", ["/", "/mm", "/mm/prescription", "/mm/prescriptions/A/B", "/MM/prescriptions"])
+@pytest.mark.parametrize(
+    "path", ["/", "/mm", "/mm/prescription", "/mm/prescriptions/A/B", "/MM/prescriptions", "//mm/prescriptions"]
+)
 def test_an_unknown_path_is_not_found(path):
     assert client().simulate_get(path).status_code == 404
 

@@ -198,7 +198,13 @@ def test_history_of_what_nobody_knows_is_404():
 
 @pytest.mark.parametrize(
     ("path", "query"),
-    [("/rxstore/prescriptions/nobody/history", ""), (HISTORY, "at=yesterday"), (HISTORY, "at=2026-03-02T09:00:00")],
+    [
+        ("/rxstore/prescriptions/nobody/history", ""),
+        (HISTORY, "at=yesterday"),
+        (HISTORY, "at=2026-03-02T09:00:00"),
+        (HISTORY, "at=0001-01-01T00:00:00%2B14:00"),
+        (HISTORY, "at=9999-12-31T23:59:59-14:00"),
+    ],
 )
 def test_a_malformed_question_about_history_is_400(path, query):
     assert client(history=lambda key, at: {}).simulate_get(path, query_string=query).status_code == 400
