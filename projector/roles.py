@@ -76,6 +76,8 @@ CONTROL: Mapping[str, Mapping[str, Rights]] = {
             "SELECT", ("retire_at", "retire_by", "state", "throttle", "throttle_p99_ms", "throttle_rate")
         ),
         "generation_history": Rights("SELECT, INSERT"),
+        # Looks at payloads, and leaves a note of it first.
+        "payload_view": Rights("SELECT, INSERT"),
         "progress": READ,
     },
 }

@@ -194,6 +194,20 @@ audit_retired = Table(
     Column("retired_at", INSTANT, nullable=False, server_default=text("now()")),
 )
 
+# Who looked at what a set-aside record says. Where it stands, not what it says: this outlives a deletion.
+payload_view = Table(
+    "payload_view",
+    CONTROL,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("partition_number", Integer, nullable=False),
+    Column("record_offset", BigInteger, nullable=False),
+    Column("viewed_by", Text, nullable=False),
+    Column("login", Text, nullable=False, server_default=text("session_user")),
+    Column("viewed_at", INSTANT, nullable=False, server_default=text("clock_timestamp()")),
+    Column("why", Text, nullable=False),
+)
+
 prescription = Table(
     "prescription",
     READ_MODEL,

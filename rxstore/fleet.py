@@ -35,7 +35,7 @@ from projector.checkpoints import TopicMismatch
 from projector.read_model import ReadModel, RowsMissing
 from projector.runner import TooManyFailing, connect
 from projector.stream import Counts
-from rxstore import logs
+from rxstore import logs, tracebacks
 from rxstore.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -174,6 +174,7 @@ class Fleet:
 
 def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
     """Be one worker process, until told to stop or until the fleet's process is gone."""
+    tracebacks.hide_messages()
     logs.configure(options.log_level, options.log_format)
     logs.always(generation=ReadModel(options.schema).generation)
     stopping = threading.Event()
@@ -208,6 +209,9 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
     except (TopicMismatch, RowsMissing, TooManyUnreadable, TooManyFailing) as error:
         print(f"rxstore: {error}", file=sys.stderr, flush=True)
         sys.exit(REFUSED_EXIT)
+    except Exception as error:  # the library would print it with its message
+        print(tracebacks.trace(error), file=sys.stderr, flush=True)
+        sys.exit(1)
     finally:
         counts.send(worker.counts)
 

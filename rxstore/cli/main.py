@@ -8,14 +8,15 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
-import traceback
 from types import FrameType
 from typing import Any
 
 import click
 
+from rxstore import tracebacks
 from rxstore.errors import explained
 
 # In the order in which a newcomer meets them; each with what `rxstore --help` says of it.
@@ -86,7 +87,7 @@ class Commands(click.Group):
             if (said := explained(error)) is None:
                 raise
             if logging.getLogger().isEnabledFor(logging.DEBUG):
-                traceback.print_exception(error)
+                click.echo(tracebacks.trace(error), err=True)
             click.echo(f"rxstore: {said}", err=True)
             ctx.exit(said.exit_code)
 
@@ -104,8 +105,15 @@ def raise_terminated(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+def leave_no_core() -> None:
+    """Let the system keep no memory of this process, or of one that it starts, when it crashes: it holds patients."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def main() -> None:
     """The console script. A command that runs for long sets handlers of its own and stops at a consistent point."""
+    leave_no_core()
+    tracebacks.hide_messages()
     signal.signal(signal.SIGTERM, raise_terminated)
     rxstore(prog_name="rxstore")
 

@@ -17,8 +17,6 @@ from rxstore.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from sqlalchemy import Connection
-
     from rxstore.decide import Applied, Outlook
 
 STATES = ("open", "parked", "retried", "repaired", "skipped")
@@ -91,19 +89,22 @@ def list_(
 @command.command("show", epilog=example("rxstore quarantine show prescription-events:3:90211"))
 @click.argument("id_", metavar="ID")
 @click.option("--payload", is_flag=True, help="Print the record's value instead, as it was received.")
+@click.option("--by", "who", help="With --payload: who looks; you, as this machine knows you, by default.")
+@click.option("--why", default="", help="With --payload: the reason, kept with the note that somebody looked.")
 @as_json
 @with_settings
-def show(settings: Settings, id_: str, payload: bool, as_json: bool) -> None:
+def show(settings: Settings, id_: str, payload: bool, who: str | None, why: str, as_json: bool) -> None:
     """One record that was set aside: where it stands, why, and what it holds up.
 
-    Its value names a patient: it is printed only when asked for.
+    Its value names a patient: it is printed only when asked for, to whoever may read the table of what was set aside,
+    and it is noted who looked, which 'rxstore quarantine viewed' shows.
     """
     topic, partition, offset = _position(id_)
     found = list(_records(settings, states=STATES, position=(topic, partition, offset)))
     if not found:
         raise WrongUse(f"nothing was set aside at {id_}: 'rxstore quarantine list' shows what was")
     if payload:
-        _print_payload(settings, topic, partition, offset)
+        _print_payload(settings, topic, partition, offset, who=who, why=why)
     elif as_json:
         click.echo(json.dumps(found[0]))
     else:
@@ -377,30 +378,68 @@ def _as_json(row: Any) -> dict[str, Any]:  # noqa: ANN401 - a row of LIST
     }
 
 
-def _print_payload(settings: Settings, topic: str, partition: int, offset: int) -> None:
-    from sqlalchemy import text
+def _print_payload(settings: Settings, topic: str, partition: int, offset: int, *, who: str | None, why: str) -> None:
+    """Print what a record says, once it is kept who looks: without that note nothing is shown."""
+    from sqlalchemy import insert, text
 
+    from projector import tables
     from rxstore import store
 
-    def value(connection: Connection, schema: str) -> bytes | None:
+    where = {"topic": topic, "partition": partition, "offset": offset}
+    with store.engine(settings) as engine:
+        schema = store.live_generation(engine).schema
         question = text(
             f"SELECT record_value FROM {schema}.set_aside "
             "WHERE (topic, partition_number, record_offset) = (:topic, :partition, :offset)"
         )
-        where = {"topic": topic, "partition": partition, "offset": offset}
-        found: bytes | None = connection.execute(question, where).scalar()
-        return found
-
-    with store.engine(settings) as engine:
-        schema = store.live_generation(engine).schema
-        with engine.connect() as connection:
-            raw = value(connection, schema)
-    if raw is None:
-        raise WrongUse(f"the record at {topic}:{partition}:{offset} has no value, or lost it with its prescription")
+        with engine.begin() as connection:
+            raw: bytes | None = connection.execute(question, where).scalar()
+            if raw is None:
+                raise WrongUse(
+                    f"the record at {topic}:{partition}:{offset} has no value, or lost it with its prescription"
+                )
+            connection.execute(
+                insert(tables.payload_view).values(
+                    topic=topic,
+                    partition_number=partition,
+                    record_offset=offset,
+                    viewed_by=who or store.somebody(),
+                    why=why,
+                )
+            )
     if sys.stdout.isatty() and not raw.isascii():
         click.echo(base64.b64encode(raw).decode())
     else:
         sys.stdout.buffer.write(raw)
+
+
+@command.command("viewed", epilog=example("rxstore quarantine viewed --json"))
+@as_json
+@with_settings
+def viewed(settings: Settings, as_json: bool) -> None:
+    """Who looked at what records say (show --payload), oldest first; with --json one object a line."""
+    from sqlalchemy import select
+
+    from projector import tables
+    from rxstore import store
+
+    table = tables.payload_view
+    with store.engine(settings) as engine:
+        store.live_generation(engine)
+        with engine.connect() as connection:
+            found = connection.execute(select(table).order_by(table.c.id)).all()
+    for row in found:
+        one = {
+            "id": f"{row.topic}:{row.partition_number}:{row.record_offset}",
+            "at": row.viewed_at.isoformat().replace("+00:00", "Z"),
+            "by": row.viewed_by,
+            "login": row.login,
+            "why": row.why,
+        }
+        line = f"{one['at']}  {one['id']}  by {one['by']} as {one['login']}: {one['why'] or 'no reason given'}"
+        click.echo(json.dumps(one) if as_json else line)
+    if not found and not as_json:
+        click.echo("nobody looked")
 
 
 def _position(id_: str) -> tuple[str, int, int]:

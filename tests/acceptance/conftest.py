@@ -23,6 +23,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from ingest.partitioning import partitioner
 from rxstore.embedded import free_port
 from rxstore.generator import GeneratedRecord
+from tests.acceptance import discretion
 
 ASID = "200000000946"
 PATIENCE_SECONDS = 60.0
@@ -72,7 +73,16 @@ class System:
 
     def run(self, *arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        done = subprocess.run(
+        done = self.start_to_end(arguments, stdin, **environment)
+        stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        discretion.check(arguments, stdout, stderr)
+        return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+    def start_to_end(
+        self, arguments: tuple[str, ...], stdin: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, and look at nothing that it says."""
+        return subprocess.run(
             self._command(arguments),
             input=stdin,
             capture_output=True,
@@ -81,7 +91,6 @@ class System:
             timeout=PATIENCE_SECONDS,
             check=False,
         )
-        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def do(self, *arguments: str, stdin: bytes = b"") -> str:
         """Run a command that must succeed, and return what it printed."""
@@ -118,19 +127,28 @@ class System:
 
     @contextmanager
     def running(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a command that goes on until it is stopped."""
-        process = subprocess.Popen(
-            self._command(arguments), env={**self._environment(), **environment}, cwd=self.directory
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+        """Run a command that goes on until it is stopped; what it says comes when it has ended."""
+        log = self.directory / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                self._command(arguments),
+                env={**self._environment(), **environment},
+                cwd=self.directory,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
             try:
-                process.wait(PATIENCE_SECONDS)
+                yield process
             finally:
-                process.kill()
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(PATIENCE_SECONDS)
+                finally:
+                    process.kill()
+                text = log.read_text(errors="replace")
+                sys.stderr.write(text)
+                discretion.check(arguments, text, "")
 
     @contextmanager
     def listening(
@@ -167,6 +185,7 @@ class System:
                 yield projector
             finally:
                 projector.stop()
+                discretion.check(("project",), "", log.read_text(errors="replace"))
 
     @contextmanager
     def serving(self, **environment: str) -> Iterator[Callable[..., Answer]]:

@@ -62,6 +62,7 @@ MAY = {
         "rxstore.generation": "SELECT UPDATE(retire_at) UPDATE(retire_by) UPDATE(state) UPDATE(throttle) "
         "UPDATE(throttle_p99_ms) UPDATE(throttle_rate)",
         "rxstore.generation_history": "SELECT INSERT",
+        "rxstore.payload_view": "SELECT INSERT",
         "rxstore.progress": "SELECT",
     },
 }
