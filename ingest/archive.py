@@ -184,11 +184,11 @@ class Archive:
         """Yield the records of a partition from an offset on; ArchiveBroken when a file cannot be read."""
         for file in self.of_partition(partition):
             if file.next_offset > from_offset:
-                yield from (
-                    record
-                    for record in _read(self.directory / file.name, self.topic, partition)
-                    if record.position.offset >= from_offset
-                )
+                yield from (record for record in self.records_of(file) if record.position.offset >= from_offset)
+
+    def records_of(self, file: ArchivedFile) -> Iterator[Record]:
+        """Yield the records of one file; ArchiveBroken when it cannot be read."""
+        return _read(self.directory / file.name, self.topic, file.partition)
 
     def verify(self, looked: Callable[[], None] = lambda: None) -> Iterator[Fault]:
         """Yield what is wrong: files that changed or are missing, and offsets that are missing or come twice.

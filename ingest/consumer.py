@@ -25,7 +25,7 @@ from ingest.lookup import Lookup, record_of
 from ingest.pacing import Pace
 from ingest.readability import Readability
 from ingest.retry import Backoff
-from projector import checkpoints, decisions, set_aside
+from projector import checkpoints, decisions, erasure, set_aside
 from projector.batch import Accepted, Decode, Quarantined
 from projector.checkpoints import Claim, FencingLost, Held, TopicMismatch
 from projector.decisions import DecisionsDue
@@ -228,6 +228,7 @@ class Worker:
         )
         with session.cursor() as cursor:
             set_aside.scrub_if_deleted(cursor, self.read_model.schema)
+            erasure.erase_missed(cursor, self.read_model.generation, partition.partition)
         if claim.epoch == 1 and first > 0:
             log.warning(
                 "%s[%d] begins at offset %d: what was published before is not in the log and not in the views",

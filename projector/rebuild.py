@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 
-from projector import generations, tables
+from projector import erasure, generations, tables
 from projector.decisions import SAME_LOG, STANDS, registered
 from projector.generations import MIGRATION_LOCK, Generation
 
@@ -230,8 +230,17 @@ def note_ready(connection: Connection, generation: Generation, *, who: str) -> b
         .values(state="ready")
     )
     if became.rowcount:
+        if generation.until is not None:
+            erase_deleted_since(connection, generation)
         note(connection, generation.name, "ready", who=who, details={"offsets": offsets(connection, generation)})
     return True
+
+
+def erase_deleted_since(connection: Connection, generation: Generation) -> None:
+    """Take out of a generation that is complete as of a time what was deleted since; also after it was made ready."""
+    session: Any = connection.connection.driver_connection
+    with session.cursor() as cursor:
+        erasure.erase_from(cursor, generation.name)
 
 
 def _not_applied(schema: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection, IsolationLevel
 
-from projector import checkpoints, decisions, defects, set_aside
+from projector import checkpoints, decisions, defects, erasure, set_aside
 from projector.batch import Accepted, Decode, FieldError, Position, Quarantined, Reason, Record
 from projector.checkpoints import Claim, Held
 from projector.decisions import Decision, DecisionsDue
@@ -369,16 +369,18 @@ class Runner:
         return (Retry(decision.position, decode(record.record), mark),)
 
     def _look_again(self, done: _Done, marks: Iterable[SetAside]) -> None:
-        """Take the content from marks of deleted prescriptions, after the commit.
+        """Take the content from marks of deleted prescriptions, after the commit, and these from complete generations.
 
         A mark and the deletion may be written by two workers at the same time, and neither sees the other's: the one
         that commits last finds both here. One that dies before it does leaves that to whoever claims its partitions.
         """
-        keys = {mark.stream_key for mark in marks if mark.stream_key is not None}
-        keys |= {stream.before.key for stream in done.streams if stream.deleted}
+        deleted = {stream.before.key for stream in done.streams if stream.deleted}
+        keys = deleted | {mark.stream_key for mark in marks if mark.stream_key is not None}
         if keys:
             with self.connection.cursor() as cursor:
                 set_aside.scrub_if_deleted(cursor, self.read_model.schema, sorted(keys))
+                if deleted:
+                    erasure.erase(cursor, self.read_model.generation, deleted)
 
     # a batch, and what is wrong with one event of it ------------------------------------------------------------------
 

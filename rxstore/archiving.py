@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from kafka import KafkaConsumer, TopicPartition
 
 from ingest.archive import Archive, ArchiveBroken, ArchivedFile
+from ingest.decode import Decoder
 from ingest.lookup import record_of
-from projector.batch import Record
+from projector.batch import Accepted, Record
 from rxstore import store
 from rxstore.errors import Refused, ServerUnavailable
 from rxstore.fleet import make_reader
 from rxstore.settings import Settings
+from schemas.events import Deleted
+from schemas.incoming import TYPE_OF
 
 POLL_TIMEOUT_MS = 500
 POLL_RECORDS = 5_000
@@ -21,6 +26,44 @@ POLL_RECORDS = 5_000
 PATIENCE_POLLS = 120
 # So much of the topic goes into one file, uncompressed: it is held in memory until the file is written.
 FILE_BYTES = 64 * 1024 * 1024
+
+
+# What may be a prescription id, with or without its check character.
+IDS = re.compile(rb"[0-9A-Z]{6}-[0-9A-Z]{6}-[0-9A-Z]{5}|[0-9A-Z]{8}(?:-[0-9A-Z]{4}){3}-[0-9A-Z]{12}")
+DELETED = TYPE_OF[Deleted].encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A record in an archive that names a prescription which an event of the same archive deletes."""
+
+    stream_key: str
+    file: str
+    partition: int
+    offset: int
+
+
+def of_deleted(settings: Settings, archive: Archive, looked: Callable[[], None] = lambda: None) -> Iterator[Held]:
+    """Yield what an archive still holds of deleted prescriptions, the deletion included; ArchiveBroken when unreadable.
+
+    Reads it twice; ``looked`` is called after each file of each time. A record counts when it names the prescription
+    anywhere in its key or value, so that misrouted and broken ones are found too.
+    """
+    decode = Decoder(lambda _: 0, settings.max_value_bytes, settings.check_character == "strict")
+    deleted: set[bytes] = set()
+    for file in archive.files:
+        for record in archive.records_of(file):
+            if DELETED in (record.value or b"") or any(value == DELETED for _, value in record.headers):
+                item = decode.regardless_of_place(record)
+                if isinstance(item, Accepted) and isinstance(item.event, Deleted):
+                    deleted.add(item.event.envelope.stream_key.encode())
+        looked()
+    for file in archive.files:
+        for record in archive.records_of(file):
+            named = b"\n".join([record.key or b"", record.value or b"", *(value or b"" for _, value in record.headers)])
+            for key in sorted(deleted.intersection(IDS.findall(named.upper()))):
+                yield Held(key.decode(), file.name, file.partition, record.position.offset)
+        looked()
 
 
 def export(settings: Settings, directory: Path, *, file_bytes: int = FILE_BYTES) -> Iterator[ArchivedFile]:

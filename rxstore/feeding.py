@@ -136,9 +136,13 @@ class Feeder:
     def _look(self) -> None:
         active = {generation.name: generation for generation in self._active()}
         for name in [name for name in self.fed if name not in active]:
-            if (until := self.fed[name].generation.until) is None:
+            generation = self.fed[name].generation
+            if (until := generation.until) is None:
                 log.warning("generation %s is no longer to be fed", name, extra={"action": "not_fed"})
             else:
+                # What was deleted at the very moment in which it was called ready.
+                with self.engine.begin() as connection:
+                    rebuild.erase_deleted_since(connection, generation)
                 log.info(
                     "generation %s is no longer fed: it is as of %s",
                     name,

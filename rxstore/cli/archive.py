@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rxstore.cli.options import as_json, example, with_settings
+from rxstore.errors import WrongUse
 from rxstore.settings import Settings
+
+if TYPE_CHECKING:
+    from ingest.archive import Archive
 
 DIRECTORY = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 
@@ -57,14 +62,9 @@ def verify(settings: Settings, directory: Path, as_json: bool) -> None:
 
     It needs neither brokers nor database.
     """
-    from ingest.archive import Archive, ArchiveBroken
-    from rxstore.errors import WrongUse
     from rxstore.progress import Progress
 
-    try:
-        archive = Archive.opened(directory)
-    except ArchiveBroken as error:
-        raise WrongUse(str(error)) from error
+    archive = _opened(directory)
     faults = 0
     with Progress("archive verify", "files", len(archive.files)) as progress:
         for fault in archive.verify(progress.advance):
@@ -78,3 +78,44 @@ def verify(settings: Settings, directory: Path, as_json: bool) -> None:
     )
     if faults:
         raise click.exceptions.Exit(1)
+
+
+@command.command("deleted", epilog=example("rxstore archive deleted /archives/prescriptions --json"))
+@DIRECTORY
+@as_json
+@with_settings
+def deleted(settings: Settings, directory: Path, as_json: bool) -> None:
+    """What DIR still holds of prescriptions that were deleted since: each record, by file and offset.
+
+    A deletion takes a prescription out of the read models, not out of the topic, and not out of an archive. With
+    --json: one object a record. It needs neither brokers nor database.
+    """
+    from ingest.archive import ArchiveBroken
+    from rxstore import archiving
+    from rxstore.progress import Progress
+
+    archive = _opened(directory)
+    offsets: dict[tuple[str, str], list[int]] = {}
+    try:
+        with Progress("archive deleted", "files", 2 * len(archive.files)) as progress:
+            for held in archiving.of_deleted(settings, archive, progress.advance):
+                offsets.setdefault((held.stream_key, held.file), []).append(held.offset)
+                if as_json:
+                    click.echo(json.dumps(asdict(held)))
+    except ArchiveBroken as error:
+        raise WrongUse(f"{error}: see 'rxstore archive verify'") from error
+    if as_json:
+        return
+    for (stream_key, file), found in sorted(offsets.items()):
+        click.echo(f"{stream_key}  {file}  offsets {', '.join(map(str, found))}")
+    if not offsets:
+        click.echo("the archive holds nothing of a prescription that one of its events deletes")
+
+
+def _opened(directory: Path) -> Archive:
+    from ingest.archive import Archive, ArchiveBroken
+
+    try:
+        return Archive.opened(directory)
+    except ArchiveBroken as error:
+        raise WrongUse(str(error)) from error
