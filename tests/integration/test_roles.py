@@ -76,7 +76,8 @@ SELECT c.relnamespace::regnamespace || '.' || c.relname,
        END
   FROM pg_class c
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-   AND (c.relnamespace IN ('rxstore'::regnamespace, 'rxstore_audit'::regnamespace) OR c.relnamespace::regnamespace::text LIKE 'rx\\_%')
+   AND (c.relnamespace IN ('rxstore'::regnamespace, 'rxstore_audit'::regnamespace)
+        OR c.relnamespace::regnamespace::text LIKE 'rx\\_%')
  ORDER BY 1
 """
 ON_COLUMNS = """

@@ -412,7 +412,7 @@ def test_who_sends_no_asid_is_recorded():
         (f"/rxstore/prescriptions/{ID}/history", 501, "rxstore_history"),
         ("/mm/nhs111itemsummary", 404, None),
         ("/rxstore/nothing", 404, None),
-        (f"//mm/prescriptions/{ID}", 200, "ExternalPrescriptionQuery_1_0"),
+        (f"//mm/prescriptions/{ID}", 404, None),
     ],
 )
 def test_every_path_of_the_tracker_or_ours_leaves_a_record_whatever_is_answered(path, status, interaction):
