@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks import ground, report
 from benchmarks.asking import ASID, NOW, START_SECONDS, _retrieve
+from benchmarks.auditing import audited
 from benchmarks.ground import Store
 from benchmarks.usage import MICROSECONDS, Tree
 from query_api.certificates import from_pem
@@ -142,7 +143,13 @@ def _ways(stored: Store, directory: Path) -> list[Way]:
         "RXSTORE_TLS_KEYFILE": str(server.keyfile),
         "RXSTORE_TLS_CLIENT_CAFILE": str(authority.certfile),
     }
-    return [Way("plain HTTP", ("--insecure",), {}), Way("TLS", (), tls, authority, client)]
+    audit, none = audited(directory), {"RXSTORE_AUDIT": "off"}
+    return [
+        Way("plain HTTP", ("--insecure",), none),
+        Way("plain HTTP, audit", ("--insecure",), audit),
+        Way("TLS", (), tls | none, authority, client),
+        Way("TLS, audit", (), tls | audit, authority, client),
+    ]
 
 
 @contextmanager

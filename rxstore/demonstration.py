@@ -29,7 +29,7 @@ from ingest.decode import Decoder
 from projector import generations
 from query_api.certificates import from_pem
 from query_api.clients import RETRIEVE, SEARCH
-from rxstore import broker, embedded, event_file, publishing, registering, store, topics
+from rxstore import auditing, broker, embedded, event_file, publishing, registering, store, topics
 from rxstore.authority import Authority, Issued
 from rxstore.errors import RxstoreError
 from rxstore.generator import lines
@@ -210,6 +210,12 @@ def _certificates(directory: Path, environment: dict[str, str]) -> Certificates:
         "RXSTORE_TLS_CERTFILE": str(server.certfile),
         "RXSTORE_TLS_KEYFILE": str(server.keyfile),
         "RXSTORE_TLS_CLIENT_CAFILE": str(authority.certfile),
+    }
+    public, _, hashing = auditing.make_keys(directory)
+    environment |= {
+        "RXSTORE_AUDIT_PUBLIC_KEY_FILE": str(public),
+        "RXSTORE_AUDIT_HASH_KEY_FILE": str(hashing),
+        "RXSTORE_AUDIT_ANCHOR_FILE": str(directory / "anchors.ndjson"),
     }
     return Certificates(authority, authority.client("pharmacy"), authority.client("searching"))
 

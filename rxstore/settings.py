@@ -305,8 +305,9 @@ SETTINGS = (
     ),
     Setting(
         "RXSTORE_AUDIT",
-        "off",
-        "on keeps a record of every request to the API, written before its answer leaves (rxstore audit)",
+        None,
+        "on keeps a record of every request to the API, written before its answer leaves (rxstore audit): so over TLS; "
+        "off keeps none: so by default with --insecure",
         one_of("off", "on"),
     ),
     Setting("RXSTORE_AUDIT_PUBLIC_KEY_FILE", None, "the key that questions are sealed with", readable_file),
@@ -384,7 +385,7 @@ class Settings:
     tls_crlfile: Path | None
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] | None
     proxy_certificate_header: str
-    audit: Literal["off", "on"]
+    audit: Literal["off", "on"] | None
     audit_public_key_file: Path | None
     audit_hash_key_file: Path | None
     audit_anchor_file: Path | None

@@ -54,7 +54,7 @@ def command(settings: Settings, bind: str | None, insecure: bool, behind_proxy: 
     address, transport = _way_in(settings, bind, insecure=insecure, behind_proxy=behind_proxy)
     with store.engine(settings) as engine:
         store.live_generation(engine)
-    audit = _audit(settings)
+    audit = _audit(settings, is_kept=(settings.audit or ("off" if insecure else "on")) == "on")
     server.run(
         _factory(settings, audit, by_certificate=transport is not None),
         address,
@@ -124,11 +124,11 @@ def _behind_proxy(settings: Settings) -> Transport:
     return BehindProxy(settings.trusted_proxies or (), settings.proxy_certificate_header, settings.tls_crlfile)
 
 
-def _audit(settings: Settings) -> Auditing:
+def _audit(settings: Settings, *, is_kept: bool) -> Auditing:
     """Check that an audit trail can be kept, if one is wanted, before anything is served."""
     from query_api.trail import AuditSettings
 
-    if settings.audit == "off":
+    if not is_kept:
         return Auditing(None)
     try:
         return Auditing(
@@ -138,6 +138,13 @@ def _audit(settings: Settings) -> Auditing:
         )
     except ValueError as error:
         raise WrongUse(f"RXSTORE_AUDIT is on, and {error}") from error
+    except WrongUse as error:
+        if settings.audit is not None:
+            raise
+        raise WrongUse(
+            f"over TLS an audit trail is kept, and {error}; 'rxstore audit keys' makes the keys, RXSTORE_AUDIT=off "
+            "goes without"
+        ) from error
 
 
 class Auditing:

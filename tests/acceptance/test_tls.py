@@ -89,6 +89,9 @@ def system(postgres_url, migrated_template, admin, broker, tmp_path_factory) -> 
     admin.create_topics({topic: {"num_partitions": PARTITIONS, "replication_factor": 1}}, wait_for_metadata=True)
     with new_database(postgres_url, template=migrated_template) as url:
         made = installed(url, broker, topic, tmp_path_factory.mktemp("tls"))
+        keys = made.do("audit", "keys", "--directory", str(made.directory))
+        made.environment |= dict(line.split("=", 1) for line in keys.splitlines())
+        made.environment["RXSTORE_AUDIT_ANCHOR_FILE"] = str(made.directory / "anchors.ndjson")
         made.publish([examples.created()])
         made.project()
         yield made
@@ -313,6 +316,17 @@ def test_a_caller_that_never_ends_its_headers_is_let_go(secured):
         assert connection.sock.recv(1) == b""
 
 
+def test_every_request_over_tls_leaves_a_record_with_its_certificate_and_the_rule_that_refused_it(secured):
+    caller = secured.authority.client("recorded")
+    assert secured.ask(SEARCH, caller)[1]["statusCode"] == "52"
+    (row,) = secured.system.query(
+        "SELECT asid, interaction, tracker_code, refused_by FROM rxstore.audit WHERE certificate = %s",
+        fingerprint(caller),
+    )
+    assert row == (ASID, "ExternalPrescriptionSearch_1_0", "52", "its certificate is not registered for it")
+    secured.system.do("audit", "verify")
+
+
 # Behind a proxy -------------------------------------------------------------------------------------------------------
 
 
@@ -445,6 +459,7 @@ def test_the_nginx_configuration_of_the_documentation_lets_in_who_may_and_nobody
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
+        ((), {"RXSTORE_AUDIT_ANCHOR_FILE": "/nowhere/at/all"}, "RXSTORE_AUDIT_ANCHOR_FILE"),
         ((), {}, "RXSTORE_TLS_CERTFILE, RXSTORE_TLS_KEYFILE, RXSTORE_TLS_CLIENT_CAFILE must be set"),
         ((), {"RXSTORE_CLIENTS": "any"}, "only clients of the register"),
         (("--behind-proxy",), {}, "RXSTORE_TRUSTED_PROXIES"),
