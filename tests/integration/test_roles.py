@@ -318,13 +318,16 @@ def privileges(database_url: str, role: str, table: str) -> str:
 def test_an_older_database_gets_the_roles_and_their_rights_with_the_migration(two_generations):
     with psycopg.connect(two_generations) as connection:
         connection.execute("UPDATE rxstore.alembic_version SET version_num = 'c0007'")
+        connection.execute("DROP TABLE rxstore.payload_view, rxstore.audit, rxstore.audit_retired")
+        connection.execute("DROP SCHEMA rxstore_audit CASCADE")
         for role in (PROJECT, OPERATE):
             for schema in ("rxstore", *GENERATIONS):
                 connection.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}")
                 connection.execute(f"REVOKE ALL ON SCHEMA {schema} FROM {role}")
     assert privileges(two_generations, PROJECT, "rx_g2.issue") == ""
     done = migrate(two_generations)
-    assert (done.returncode, done.stdout) == (0, f"control schema: c0007 -> {generations.control_head()}\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"control schema: c0007 -> {generations.control_head()}"
     assert privileges(two_generations, PROJECT, "rx_g2.issue") == "SELECT INSERT UPDATE DELETE"
     assert privileges(two_generations, OPERATE, "rxstore.client") == "SELECT INSERT UPDATE"
 
