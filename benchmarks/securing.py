@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from random import Random
@@ -29,7 +30,6 @@ import psutil
 
 from benchmarks import ground, report
 from benchmarks.asking import ASID, NOW, START_SECONDS, _retrieve
-from benchmarks.auditing import audited
 from benchmarks.ground import Store
 from benchmarks.usage import MICROSECONDS, Tree
 from query_api.certificates import from_pem
@@ -132,11 +132,14 @@ def main(prescriptions: int, seconds: float, repeat: int, clients: int, workers:
 
 
 def _ways(stored: Store, directory: Path) -> list[Way]:
+    from benchmarks.auditing import audited  # which uses this module
+
     authority = Authority(directory)
     server, client = authority.server("server", ["127.0.0.1"]), authority.client("caller")
     with store.engine(load({"RXSTORE_DATABASE_URL": stored.database_url})) as engine:
         fingerprint = from_pem(client.certfile.read_bytes()).fingerprint
-        registration = registering.Registration(ASID, "the benchmark", fingerprints=(fingerprint,))
+        long_ago = datetime(2026, 1, 1, tzinfo=UTC)  # before the present that the server is told
+        registration = registering.Registration(ASID, "the benchmark", valid_from=long_ago, fingerprints=(fingerprint,))
         registering.add(engine, registration, who="benchmarks.securing")
     tls = {
         "RXSTORE_TLS_CERTFILE": str(server.certfile),
