@@ -239,23 +239,31 @@ class _Pair:
         return f"(hashtext({stream}) & {BUCKETS - 1})"
 
     @property
+    def _text(self) -> str:
+        return f"ROW({', '.join(self.columns)})::text COLLATE \"C\""
+
+    @property
     def _row(self) -> str:
-        return f"md5(ROW({', '.join(self.columns)})::text)"
+        return f"md5({self._text})"
 
     def differing_buckets(self) -> list[int]:
-        """Compare an ordered checksum and the number of rows of every bucket."""
+        """Compare a checksum and the number of rows of every bucket.
+
+        The checksum is the sum of a 64-bit hash of every row. A row has a key, so none is there twice, and a sum says
+        as much as an ordered checksum would; but it needs no sorting and PostgreSQL spreads it over processors.
+        """
         sums = [self._sums(schema) for schema in (self.live, self.new)]
         self.rows = (sum(n for n, _ in sums[0].values()), sum(n for n, _ in sums[1].values()))
         return sorted(
             bucket for bucket in sums[0].keys() | sums[1].keys() if sums[0].get(bucket) != sums[1].get(bucket)
         )
 
-    def _sums(self, schema: str) -> dict[int, tuple[int, str]]:
+    def _sums(self, schema: str) -> dict[int, tuple[int, int]]:
         rows = self.connection.exec_driver_sql(
-            f"SELECT bucket, count(*), md5(string_agg(h, '' ORDER BY h COLLATE \"C\")) "
-            f"FROM (SELECT {self._bucket} AS bucket, {self._row} AS h FROM {schema}.{self.table}) r GROUP BY bucket"
+            f"SELECT {self._bucket} AS bucket, count(*), sum(hashtextextended({self._text}, 0)) "
+            f"FROM {schema}.{self.table} GROUP BY bucket"
         )
-        return {int(row[0]): (int(row[1]), str(row[2])) for row in rows}
+        return {int(row[0]): (int(row[1]), int(row[2])) for row in rows}
 
     def differing_rows(self, buckets: list[int]) -> tuple[int, str]:
         """Return how many rows differ, and a checksum that names exactly these differences."""
