@@ -240,7 +240,7 @@ class _Pair:
 
     @property
     def _text(self) -> str:
-        return f"ROW({', '.join(self.columns)})::text COLLATE \"C\""
+        return f'ROW({", ".join(self.columns)})::text COLLATE "C"'
 
     @property
     def _row(self) -> str:
