@@ -19,7 +19,7 @@ class Assignor(CooperativeStickyAssignor):  # type: ignore[misc] # kafka-python 
 
     The client's own goes on announcing them after it fell out of the group. Whoever leads the group then waits for
     this member to give them up, which it has nothing left to do for: they stand still, with nobody reading them, until
-    somebody joins or leaves. The self-test found it, about once in 500 seeds.
+    somebody joins or leaves. The self-test found it, twice in a thousand seeds on a crowded machine.
     """
 
     def forget(self) -> None:

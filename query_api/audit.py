@@ -47,8 +47,7 @@ class Head(NamedTuple):
 BEGIN = Head(0, bytes(32))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """What is written down of one request."""
 
     duration_us: int
@@ -68,7 +67,10 @@ class Entry:
 
 
 class Record(NamedTuple):
-    """A row of rxstore.audit: an entry in its place in a chain. ``tables.audit`` has the same columns in this order."""
+    """A row of rxstore.audit: an entry, its members in the same order, in its place in a chain.
+
+    ``tables.audit`` has the same columns in this order.
+    """
 
     chain: UUID
     sequence: int
@@ -96,27 +98,7 @@ HASHED = Record._fields[:-2]
 
 def chained(chain: UUID, head: Head, at: datetime, entry: Entry) -> Record:
     """Put an entry behind the last record of a chain."""
-    record = Record(
-        chain,
-        head.sequence + 1,
-        at,
-        entry.duration_us,
-        entry.asid,
-        entry.certificate,
-        entry.user_id,
-        entry.role_profile_id,
-        entry.trace_id,
-        entry.interaction,
-        entry.patient,
-        entry.prescription,
-        entry.question,
-        entry.http_status,
-        entry.tracker_code,
-        entry.shown,
-        entry.refused_by,
-        head.hash,
-        b"",
-    )
+    record = Record(chain, head.sequence + 1, at, *entry, head.hash, b"")
     return record._replace(hash=hash_of(record))
 
 

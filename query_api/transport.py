@@ -7,11 +7,11 @@ proxy that has seen the certificate. The page of it is docs/security.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from gevent import ssl
 
@@ -21,6 +21,7 @@ from query_api.certificates import Certificate, Revocations, Unreadable
 logger = logging.getLogger(__name__)
 
 Network = IPv4Network | IPv6Network
+T = TypeVar("T")
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -93,17 +94,46 @@ class TlsFiles:
     client_cafile: Path
     crlfile: Path | None = None
 
-    def stamp(self) -> Stamp:
-        """Return what changes when one of the files does."""
-        return tuple(map(_stamp, (self.certfile, self.keyfile, self.client_cafile, self.crlfile)))
+
+class _Watched(Generic[T]):
+    """What was read from files, read again when one of them changes; what cannot be used leaves ``current`` as it was.
+
+    :raises Unusable: it cannot be used at the start.
+    """
+
+    def __init__(self, paths: Sequence[Path | None], read: Callable[[], T]) -> None:
+        self._paths = [path for path in paths if path is not None]
+        self._read = read
+        self._stamp = self._stamped()
+        self.current = read()
+
+    def look_again(self) -> None:
+        """Take over files that have changed; those that cannot be used are reported once."""
+        stamp = self._stamped()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self.current = self._read()
+        except Unusable as error:
+            logger.error(
+                "changed certificates cannot be used, those before stay in use: %s",
+                error,
+                extra={"action": "certificates_refused"},
+            )
+        else:
+            logger.info("changed certificates are in use", extra={"action": "certificates_reloaded"})
+
+    def _stamped(self) -> Stamp:
+        return tuple(map(_stamp, self._paths))
 
 
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = None if path is None else path.stat()
+        found = path.stat()
     except OSError:
         return None
-    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class MutualTls:
@@ -118,13 +148,13 @@ class MutualTls:
     is_secure = True
 
     def __init__(self, files: TlsFiles) -> None:
-        self._files = files
-        self._stamp = files.stamp()
-        self._context, self._revocations = _loaded(files)
+        paths = (files.certfile, files.keyfile, files.client_cafile, files.crlfile)
+        self._watched = _Watched(paths, lambda: _loaded(files))
 
     def accept(self, client: Any, address: Any) -> Any:  # noqa: ANN401
         """Shake hands."""
-        return self._context.wrap_socket(client, server_side=True)
+        context, _ = self._watched.current
+        return context.wrap_socket(client, server_side=True)
 
     def certificate(self, connection: Any) -> Certificate | None:  # noqa: ANN401
         """Return the certificate that the handshake verified."""
@@ -135,28 +165,19 @@ class MutualTls:
         """Return what the handshake verified, if it is still neither ended nor revoked."""
         if shown is None:
             return Identity(problem="its connection showed no certificate")
-        if self._revocations.names(shown):
-            return Identity(shown, "its certificate is revoked")
-        if not shown.is_valid_at(certificates.now()):
-            return Identity(shown, "its certificate is out of date")
-        return Identity(shown)
+        return _identity(shown, self._watched.current[1])
 
     def look_again(self) -> None:
         """Take over files that have changed."""
-        stamp = self._files.stamp()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._context, self._revocations = _loaded(self._files)
-        except Unusable as error:
-            logger.error(
-                "changed certificates cannot be used, those before stay in use: %s",
-                error,
-                extra={"action": "certificates_refused"},
-            )
-        else:
-            logger.info("changed certificates are in use", extra={"action": "certificates_reloaded"})
+        self._watched.look_again()
+
+
+def _identity(certificate: Certificate, revocations: Revocations) -> Identity:
+    if revocations.names(certificate):
+        return Identity(certificate, "its certificate is revoked")
+    if not certificate.is_valid_at(certificates.now()):
+        return Identity(certificate, "its certificate is out of date")
+    return Identity(certificate)
 
 
 def _loaded(files: TlsFiles) -> tuple[Any, Revocations]:
@@ -176,19 +197,26 @@ def _loaded(files: TlsFiles) -> tuple[Any, Revocations]:
         context.load_verify_locations(cafile=files.client_cafile)
     except (OSError, ValueError) as error:
         raise Unusable(f"{files.client_cafile} holds no authority: {_said(error)}") from None
-    if files.crlfile is None:
-        return context, Revocations()
-    try:
-        revocations = Revocations.read(files.crlfile)
-        context.load_verify_locations(cafile=files.crlfile)
-    except Unreadable as error:
-        raise Unusable(str(error)) from None
-    except (OSError, ValueError) as error:
-        raise Unusable(f"{files.crlfile} cannot be read: {_said(error)}") from None
-    if revocations.next_update is not None and revocations.next_update < certificates.now():
-        raise Unusable(f"{files.crlfile} should have been replaced by a newer list by {revocations.next_update}")
-    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    revocations = _revocations(files.crlfile)
+    if files.crlfile is not None:
+        try:
+            context.load_verify_locations(cafile=files.crlfile)
+        except (OSError, ValueError) as error:
+            raise Unusable(f"{files.crlfile} cannot be read: {_said(error)}") from None
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context, revocations
+
+
+def _revocations(path: Path | None) -> Revocations:
+    if path is None:
+        return Revocations()
+    try:
+        found = Revocations.read(path)
+    except (OSError, Unreadable) as error:
+        raise Unusable(_said(error)) from None
+    if found.next_update is not None and found.next_update < certificates.now():
+        raise Unusable(f"{path} should have been replaced by a newer list by {found.next_update}")
+    return found
 
 
 def _no_password() -> str:
@@ -217,7 +245,7 @@ class BehindProxy:
         self._trusted = trusted
         self._header = header
         self._variable = f"HTTP_{header.upper().replace('-', '_')}"
-        self._lists = _Lists(crlfile)
+        self._watched = _Watched((crlfile,), lambda: _revocations(crlfile))
 
     def accept(self, client: Any, address: Any) -> Any:  # noqa: ANN401
         """Serve proxies alone."""
@@ -243,38 +271,8 @@ class BehindProxy:
             found = certificates.from_header(given)
         except Unreadable:
             return Identity(problem=f"what the proxy handed on in {self._header} is no certificate")
-        if self._lists.current.names(found):
-            return Identity(found, "its certificate is revoked")
-        if not found.is_valid_at(certificates.now()):
-            return Identity(found, "its certificate is out of date")
-        return Identity(found)
+        return _identity(found, self._watched.current)
 
     def look_again(self) -> None:
         """Take over a changed revocation list."""
-        self._lists.look_again()
-
-
-class _Lists:
-    """The revocation lists of a file, read again when it changes."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stamp = _stamp(path)
-        try:
-            self.current = Revocations() if path is None else Revocations.read(path)
-        except (OSError, Unreadable) as error:
-            raise Unusable(_said(error)) from None
-
-    def look_again(self) -> None:
-        stamp = _stamp(self._path)
-        if self._path is None or stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self.current = Revocations.read(self._path)
-        except (OSError, Unreadable) as error:
-            logger.error(
-                "a changed revocation list cannot be used, the one before stays in use: %s",
-                _said(error),
-                extra={"action": "certificates_refused"},
-            )
+        self._watched.look_again()

@@ -213,7 +213,8 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         print(tracebacks.trace(error), file=sys.stderr, flush=True)
         sys.exit(1)
     finally:
-        counts.send(worker.counts)
+        with suppress(BrokenPipeError):  # nobody counts any more: the fleet's process is gone
+            counts.send(worker.counts)
 
 
 def collect_garbage_rarely() -> None:

@@ -24,7 +24,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group(epilog=example("rxstore audit search --asid 200000000946 --since 2026-03-01T00:00:00Z"))
 def command() -> None:
-    """Who asked the API what: the trail that servers with RXSTORE_AUDIT=on keep, one record for each request."""
+    """Who asked the API what: the trail that servers keep over TLS, or with RXSTORE_AUDIT=on; one record a request."""
 
 
 @command.command(

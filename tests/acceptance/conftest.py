@@ -191,29 +191,22 @@ class System:
     def serving(self, **environment: str) -> Iterator[Callable[..., Answer]]:
         """Serve the API; the block gets a function that asks it."""
         address = f"127.0.0.1:{free_port()}"
-        with self.running("serve", "--insecure", "--bind", address, "--workers", "1", **environment) as process:
 
-            def ask(path: str, method: str = "GET", **headers: str) -> Answer:
-                request = urllib.request.Request(f"http://{address}{path}", method=method)
-                for name, value in {"Spine-From-Asid": ASID, "Accept": "application/json", **headers}.items():
-                    request.add_header(name.replace("_", "-"), value)
-                try:
-                    response = urllib.request.urlopen(request, timeout=10)  # noqa: S310 - our own address
-                except urllib.error.HTTPError as error:
-                    response = error
-                with response:
-                    body = response.read()
-                    headers = {name.lower(): value for name, value in response.headers.items()}
-                    return Answer(response.status, headers, json.loads(body) if body else {}, body)
+        def ask(path: str, method: str = "GET", **headers: str) -> Answer:
+            request = urllib.request.Request(f"http://{address}{path}", method=method)
+            for name, value in {"Spine-From-Asid": ASID, "Accept": "application/json", **headers}.items():
+                request.add_header(name.replace("_", "-"), value)
+            try:
+                response = urllib.request.urlopen(request, timeout=10)  # noqa: S310 - our own address
+            except urllib.error.HTTPError as error:
+                response = error
+            with response:
+                body = response.read()
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status, headers, json.loads(body) if body else {}, body)
 
-            def is_up() -> bool:
-                assert process.poll() is None, "the API ended"
-                try:
-                    return ask("/health/live").status == 200
-                except OSError:
-                    return False
-
-            eventually(is_up)
+        arguments = ("--insecure", "--bind", address, "--workers", "1")
+        with self.listening(*arguments, up=lambda: ask("/health/live"), **environment):
             yield ask
 
     def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:

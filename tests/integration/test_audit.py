@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def kept(migrated_database_url: str, tmp_path: Path) -> Trail:
 
 
 def entries(count: int) -> list[Entry]:
-    return [replace(ENTRY, duration_us=number) for number in range(count)]
+    return [ENTRY._replace(duration_us=number) for number in range(count)]
 
 
 # written and found ----------------------------------------------------------------------------------------------------
@@ -111,9 +110,9 @@ def entries(count: int) -> list[Entry]:
 
 def test_what_was_written_can_be_found(kept):
     question = COVER.question(f"GET {SEARCHED}")
-    first = replace(ENTRY, patient=COVER.patient(NHS), prescription=None, shown=["A" * 19], question=question)
+    first = ENTRY._replace(patient=COVER.patient(NHS), prescription=None, shown=["A" * 19], question=question)
     (one,) = kept.wrote(first)
-    (other,) = kept.wrote(replace(ENTRY, asid=OTHER, shown=[], refused_by="it is revoked", tracker_code="52"))
+    (other,) = kept.wrote(ENTRY._replace(asid=OTHER, shown=[], refused_by="it is revoked", tracker_code="52"))
 
     def places(*arguments, **given):
         return [(record["chain"], record["sequence"]) for record in kept.found(*arguments, **given)]
@@ -132,13 +131,13 @@ def test_what_was_written_can_be_found(kept):
 
 
 def test_a_prescription_is_found_where_it_was_shown(kept):
-    kept.wrote(replace(ENTRY, prescription=None), replace(ENTRY, prescription=None, shown=[]))
+    kept.wrote(ENTRY._replace(prescription=None), ENTRY._replace(prescription=None, shown=[]))
     (record,) = kept.found("--prescription", "3af2cb-c86002-0000b")
     assert (record["prescription"], record["shown"]) == (None, ["3AF2CB-C86002-0000B"])
 
 
 def test_only_the_private_key_shows_what_was_asked(kept):
-    kept.wrote(replace(ENTRY, question=COVER.question(f"GET {SEARCHED}"), patient=COVER.patient(NHS)))
+    kept.wrote(ENTRY._replace(question=COVER.question(f"GET {SEARCHED}"), patient=COVER.patient(NHS)))
     for form in ((), ("--json",)):
         assert NHS not in kept.run("search", *form).output
         opened = kept.run("search", *form, "--unseal", str(kept.files["private"]))
@@ -150,7 +149,7 @@ def test_only_the_private_key_shows_what_was_asked(kept):
 
 
 def test_a_question_that_was_sealed_for_another_key_is_said_to_be(kept):
-    kept.wrote(replace(ENTRY, question=b"sealed for somebody else, and too short for it"))
+    kept.wrote(ENTRY._replace(question=b"sealed for somebody else, and too short for it"))
     (record,) = kept.found("--unseal", str(kept.files["private"]))
     assert record["question"] is None
     assert "sealed for another key" in kept.run("search", "--unseal", str(kept.files["private"])).stdout
@@ -252,7 +251,7 @@ def test_a_chain_that_a_superuser_made_anew_is_found_by_its_anchor(kept):
     head = audit.BEGIN
     with psycopg.connect(kept.url) as connection:
         for record in records:
-            entry = Entry(**{name: getattr(record, name) for name in Entry.__slots__} | {"asid": OTHER})
+            entry = Entry(**{name: getattr(record, name) for name in Entry._fields} | {"asid": OTHER})
             forged = audit.chained(record.chain, head, record.at, entry)
             head = audit.Head(forged.sequence, forged.hash)
             trail._copy(connection, [forged])
@@ -432,7 +431,7 @@ def test_a_record_that_nobody_can_write_in_time_is_given_up(kept):
         with pytest.raises(NotWritten):
             writer.write(ENTRY)
         with pytest.raises(NotWritten):
-            writer.write(replace(ENTRY, asid=OTHER))  # waits behind the other, and is left out
+            writer.write(ENTRY._replace(asid=OTHER))  # waits behind the other, and is left out
         blocker.rollback()
     assert OTHER not in [record.asid for record in kept.records()]
     assert kept.verify().exit_code == 0

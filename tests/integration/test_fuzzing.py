@@ -15,7 +15,7 @@ from tests.integration.projecting import rows
 
 DAMAGED = 3_000
 DOCUMENTED = 300
-SEED = 1
+SEED = 2
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,7 @@ def test_what_schemathesis_makes_of_the_document_gets_what_the_document_says(tar
     found = fuzzing.from_the_document(target.api, target.known, DOCUMENTED, SEED)
     assert found.wrong == []
     assert found.requests >= DOCUMENTED * 0.9
-    # Which of a patient's answers are drawn changes with the document: some must be found, and some refused.
-    searched = tracker_codes(found, "/mm/prescriptions")
-    assert "52" in searched
-    assert searched & {"0", "4"}
+    assert {"0", "52"} <= tracker_codes(found, "/mm/prescriptions")
     assert {"0", "51"} <= tracker_codes(found, "/mm/prescriptions/{prescription_id}")
 
 

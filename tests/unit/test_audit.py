@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -222,13 +221,17 @@ def test_entries_that_differ_have_different_canonical_bytes(one, other):
 
 
 def test_the_canonical_bytes_are_those_of_the_documentation():
-    record = audit.chained(CHAIN, BEGIN, AT, replace(ENTRY, patient=None))
+    record = audit.chained(CHAIN, BEGIN, AT, ENTRY._replace(patient=None))
     assert audit.canonical(record) == (
         b'{"asid":"200000000946","at":"2026-03-01T09:30:00.123456Z","certificate":"' + b"ab" * 32 + b'",'
         b'"chain":"00000000-0000-0000-0000-000000000007","duration_us":1234,"http_status":200,'
         b'"interaction":"ExternalPrescriptionQuery_1_0","prescription":"3AF2CB-C86002-0000B",'
         b'"question":"7365616c6564","sequence":1,"shown":["3AF2CB-C86002-0000B"],"tracker_code":"0"}'
     )
+
+
+def test_a_record_has_the_members_of_its_entry_in_their_order():
+    assert Record._fields[3:-2] == Entry._fields
 
 
 def test_an_instant_is_the_same_in_every_zone():
@@ -436,7 +439,7 @@ def test_other_paths_leave_none(path):
 def test_what_is_no_prescription_id_is_in_the_sealed_question_alone():
     entry = Api().entry(f"/mm/prescriptions/{NHS}")
     assert entry.prescription is None
-    assert NHS not in repr(replace(entry, question=b""))
+    assert NHS not in repr(entry._replace(question=b""))
     assert question_of(entry) == f"GET /mm/prescriptions/{NHS}"
 
 

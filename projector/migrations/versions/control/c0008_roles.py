@@ -1,4 +1,4 @@
-"""The roles of those who project and who operate, beside the one that reads (``projector.roles``).
+"""The roles of those who project, operate and audit, beside the one that reads (``projector.roles``).
 
 What each may is not here: ``rxstore migrate`` gives it anew each time, for the tables and generations that there are.
 """
@@ -26,7 +26,7 @@ END $$
 
 
 def upgrade() -> None:
-    for role in ("rxstore_project", "rxstore_operate"):
+    for role in ("rxstore_project", "rxstore_operate", "rxstore_audit"):
         op.execute(CREATE.format(role=role))
 
 

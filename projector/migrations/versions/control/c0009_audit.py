@@ -11,27 +11,6 @@ down_revision = "c0008"
 branch_labels = None
 depends_on = None
 
-# Whoever may not make roles goes on without: a superuser makes it then, and the owner grants (docs/operators/audit.md).
-CREATE_AUDITOR = """
-DO $$
-BEGIN
-    IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'rxstore_audit') THEN
-        CREATE ROLE rxstore_audit NOLOGIN;
-    END IF;
-EXCEPTION WHEN duplicate_object OR unique_violation OR insufficient_privilege THEN
-    NULL;
-END $$
-"""
-LET_AUDITOR_READ = """
-DO $$
-BEGIN
-    IF EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'rxstore_audit') THEN
-        GRANT USAGE ON SCHEMA rxstore TO rxstore_audit;
-        GRANT SELECT ON rxstore.audit, rxstore.audit_retired TO rxstore_audit;
-    END IF;
-END $$
-"""
-
 
 def upgrade() -> None:
     op.create_table(
@@ -81,9 +60,6 @@ def upgrade() -> None:
     # The months are tables apart, where no grant on all tables of the control schema reaches them.
     op.execute("CREATE SCHEMA IF NOT EXISTS rxstore_audit")
     op.execute("CREATE TABLE rxstore_audit.rest PARTITION OF rxstore.audit DEFAULT")
-    op.execute("GRANT INSERT ON rxstore.audit TO rxstore_reader")
-    op.execute(CREATE_AUDITOR)
-    op.execute(LET_AUDITOR_READ)
 
 
 def downgrade() -> None:
