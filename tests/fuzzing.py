@@ -242,7 +242,8 @@ class Oracle:
         """Return the first thing that is wrong, None for an answer that may be."""
         route = self.route(asked)
         # An empty last segment is none of a prescription's ids, and may be answered as one or as no path.
-        statuses = self._statuses[route] if route else {404, *({200} if asked.path == b"/mm/prescriptions/" else ())}
+        is_empty_id = asked.path == b"/mm/prescriptions/"
+        statuses = self._statuses[route] if route else {404, *({200, 405} if is_empty_id else ())}
         if got.status not in statuses:
             return f"HTTP status {got.status} is not published for {route or 'a path that there is not'}"
         # A question about an event is told again with its answer.
@@ -263,6 +264,9 @@ class Oracle:
         if validator is None or got.status != 200:
             return None
         body = orjson.loads(got.body)
+        # With code 5 a search or a retrieve says that it waited in vain; alone it says that something broke inside.
+        if body.get("statusCode") == "5" and waiting.HEADER.lower() not in got.headers:
+            return "code 5 without having waited: something broke inside"
         error = next(iter(validator.iter_errors(body)), None)
         return None if error is None else f"no published answer: statusCode {body.get('statusCode')!r}"
 
@@ -456,8 +460,8 @@ class Findings:
         """Look whether a line that was logged meanwhile names a patient, or has a traceback."""
         names = [number.decode() for number in known.numbers]
         for line in heard.lines:
-            if "Traceback" in line or any(name in line for name in names):
-                self.wrong.append(f"logged: {line[:200]}")
+            if "Traceback" in line or "request_failed" in line or any(name in line for name in names):
+                self.wrong.append(f"logged: {line}")
 
 
 def bytes_damaged(app: Callable[..., Any], known: Known, count: int, seed: int) -> Findings:
@@ -555,8 +559,15 @@ class Heard(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line with what came beside it."""
-        self.lines.append(f"{record.name} {record.getMessage()} {vars(record)}" + (record.exc_text or ""))
+        """Keep a line with what came beside it, times to the microsecond: in all their digits anything can be found."""
+        beside = {name: _without_tails(value) for name, value in vars(record).items()}
+        self.lines.append(f"{record.name} {record.getMessage()} {beside}" + (record.exc_text or ""))
+
+
+def _without_tails(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_without_tails, value))
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def quoted(value: bytes | str) -> str:
