@@ -515,7 +515,7 @@ def from_the_document(app: Callable[..., Any], known: Known, count: int, seed: i
         )
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def one(case: Any) -> None:
-            # In turn, not drawn: what Hypothesis draws hangs on more than its seed, and it likes to draw the same again.
+            # In turn, not drawn: what Hypothesis draws hangs on more than its seed, and it repeats itself.
             key, sound = next(keys), next(sounds)
             path, query = case.path_parameters or {}, case.query or {}
             if sound == "all":  # nothing that schemathesis made is left in what the answer hangs on
