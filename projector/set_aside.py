@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 from psycopg import Connection, Cursor
+from sqlalchemy import LargeBinary
+from sqlalchemy.dialects import postgresql
 
 from projector import tables
 from projector.batch import FieldError, Position, Reason, Record
@@ -25,6 +27,12 @@ NO_CONTENT = (
     "record_key = NULL, record_value = NULL, record_headers = NULL"
 )
 KEY = ("topic", "partition_number", "record_offset")
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy does not type it
+_ARRAYS = ", ".join(
+    f"{'%b' if isinstance(column.type, LargeBinary) else '%s'}::"
+    f"{column.type.compile(dialect=_DIALECT).partition(' COLLATE ')[0]}[]"
+    for column in tables.set_aside.columns
+)
 _ASSIGNED = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS if column not in KEY)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -49,6 +57,7 @@ def load_waiting(
         "ORDER BY stream_key, stands_at, record_offset",
         (array,),
         prepare=True,
+        binary=True,  # raw bytes, not twice as many digits
     )
     for row in rows:
         record = _loaded(row)
@@ -70,6 +79,7 @@ def load_parked(connection: Connection[Any], schema: str, keys: Sequence[str]) -
         f"{SELECT.format(schema=schema)} WHERE state = 'parked' AND stream_key = ANY(%s) "
         "ORDER BY stream_key, stands_at, record_offset",
         (keys,),
+        binary=True,
     )
     for row in rows:
         record = _loaded(row)
@@ -163,45 +173,38 @@ def scrub_if_deleted(cursor: Cursor[Any], schema: str, keys: Collection[str] | N
 
 
 def _insert(cursor: Cursor[Any], schema: str, records: Iterable[SetAside], on_conflict: str) -> None:
-    """Write records in one statement, by their keys in order: as JSON, which holds bytes as PostgreSQL's hex text."""
+    """Write records in one statement, by their keys in order: a column is an array, which holds bytes as they are."""
     rows = [_row(record) for record in sorted(records, key=lambda record: record.position)]
     if rows:
         cursor.execute(
-            f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) SELECT {', '.join(COLUMNS)} "
-            f"FROM json_populate_recordset(NULL::{schema}.set_aside, %s::json) "
+            f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS}) "
             f"ON CONFLICT ({', '.join(KEY)}) {on_conflict}",
-            (orjson.dumps(rows).decode(),),
+            [list(column) for column in zip(*rows, strict=True)],
         )
 
 
-def _row(record: SetAside) -> dict[str, Any]:
+def _row(record: SetAside) -> tuple[Any, ...]:
     content = record.record
-    row = {
-        "topic": record.position.topic,
-        "partition_number": record.position.partition,
-        "record_offset": record.position.offset,
-        "stream_key": record.stream_key,
-        "stands_at": record.stands_at,
-        "state": record.state,
-        "reason": record.reason,
-        "errors": record.errors,
-        "since": EPOCH + record.timestamp_ms * MILLISECOND,
-        "sequence": record.sequence,
-        "event_key": _hex(record.event_key),
-        "event_source": record.event_source,
-        "event_id": record.event_id,
-        "event_type": record.event_type,
-        "nhs_number": record.nhs_number,
-    }
-    if content is not None:
-        row["record_key"] = _hex(content.key)
-        row["record_value"] = _hex(content.value)
-        row["record_headers"] = _hex(_dump_headers(content.headers))
-    return row
-
-
-def _hex(content: bytes | None) -> str | None:
-    return None if content is None else "\\x" + content.hex()
+    return (
+        record.position.topic,
+        record.position.partition,
+        record.position.offset,
+        record.stream_key,
+        record.stands_at,
+        record.state,
+        record.reason.value,
+        orjson.dumps(record.errors).decode(),
+        EPOCH + record.timestamp_ms * MILLISECOND,
+        record.sequence,
+        record.event_key,
+        record.event_source,
+        record.event_id,
+        record.event_type,
+        record.nhs_number,
+        None if content is None else content.key,
+        None if content is None else content.value,
+        None if content is None else _dump_headers(content.headers),
+    )
 
 
 def _loaded(row: tuple[Any, ...]) -> SetAside:
