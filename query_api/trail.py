@@ -1,7 +1,8 @@
 """The audit trail of a server process: every request leaves a record, which is committed before its answer leaves.
 
-One thread writes. It takes all that waits at that moment and commits it together, so requests share commits when there
-are many and none waits for another when there are few.
+A group commit: the thread of a request for which nobody writes yet leads, takes all that waits at that moment and
+commits it together; what comes meanwhile waits for the next. So requests share commits when there are many, and one
+alone hands nothing to another thread.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import select
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as TookTooLong
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Condition, Event, Lock, Thread
 from typing import Protocol
 from uuid import UUID, uuid4
 
 import falcon
+import orjson
 import psycopg
 from prometheus_client import Counter
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
 
 from query_api import audit, clients
 from query_api.audit import BEGIN, Anchor, AnchorKind, Cover, Entry, Head, Record
@@ -45,7 +48,12 @@ STATEMENT_TIMEOUT_MS = 3_000
 LONGEST_HEADER = 100
 LONGEST_QUESTION = 8_192
 ANCHOR_MODE = 0o640
-INSERT = f"COPY rxstore.audit ({', '.join(Record._fields)}) FROM STDIN"
+INSERT = (
+    f"INSERT INTO rxstore.audit ({', '.join(Record._fields)}) SELECT {', '.join(Record._fields)} "
+    "FROM json_populate_recordset(NULL::rxstore.audit, $1::json)"
+)
+PREPARED = b"rxstore_audit"
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 AUDITED = ("/mm/", "/rxstore/")
 WRITTEN, FAILED = "written", "failed"
 
@@ -86,14 +94,32 @@ class AuditSettings:
         )
 
 
-class Writer:
-    """Writes records to the database and anchors to a file, on a thread of its own. To be made after a fork."""
+@dataclass(slots=True)
+class _Chain:
+    """The chain that is written on, with what of it is anchored."""
 
-    _chain: UUID
-    _head: Head
-    _anchored: Head
-    _at: datetime
-    _anchor_due: float
+    id: UUID = field(default_factory=uuid4)
+    head: Head = BEGIN
+    anchored: Head = BEGIN
+    at: datetime = LONG_AGO
+
+
+class _Waiting:
+    """An entry that is to be written; its thread sleeps until it is, or until it is its turn to lead."""
+
+    __slots__ = ("entry", "failure", "is_leader", "is_written", "wakes")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.is_leader = False
+        self.is_written = False
+        self.failure: Exception | None = None
+        self.wakes = Lock()
+        self.wakes.acquire()
+
+
+class Writer:
+    """Writes records to the database and anchors to a file. To be made after a fork."""
 
     def __init__(
         self,
@@ -109,78 +135,97 @@ class Writer:
         self._clock = clock
         self._anchor_seconds = anchor_seconds
         self._patience_seconds = patience_seconds
+        self._lock = Lock()
+        self._idle = Condition(self._lock)
+        self._waiting: deque[_Waiting] = deque()
+        self._is_led = False
+        self._is_closed = False
+        # A leader's alone, until it hands over: the connection and the chain.
         self._connection: psycopg.Connection | None = None
-        self._waiting: SimpleQueue[tuple[Entry, Future[None]] | None] = SimpleQueue()
-        self._begin()
-        self._thread = Thread(target=self._run, name="audit", daemon=True)
-        self._thread.start()
+        self._chain = _Chain()
+        self._ends = Event()
+        self._anchoring = Thread(target=self._anchor_now_and_then, name="audit-anchors", daemon=True)
+        self._anchoring.start()
         atexit.register(self.close)
 
     def write(self, entry: Entry) -> None:
-        """Wait until the entry is committed."""
-        if self._waiting.qsize() >= MOST_WAITING or not self._thread.is_alive():
-            raise NotWritten
-        written: Future[None] = Future()
-        self._waiting.put((entry, written))
-        try:
-            written.result(self._patience_seconds)
-        except TookTooLong as error:
-            written.cancel()  # what the writer has not begun with, it leaves out
-            raise NotWritten from error
-        except Exception as error:
-            raise NotWritten from error
+        """Return when the entry is committed."""
+        mine = _Waiting(entry)
+        with self._lock:
+            if self._is_closed or len(self._waiting) >= MOST_WAITING:
+                raise NotWritten
+            self._waiting.append(mine)
+            if not self._is_led:
+                self._is_led = mine.is_leader = True
+        if not mine.is_leader:
+            self._sleep(mine)
+        if mine.is_leader:
+            self._lead()
+        if not mine.is_written:
+            raise NotWritten from mine.failure
 
     def close(self) -> None:
-        """Write what waits, anchor the end of the chain, and end."""
+        """Wait until what waits is written, anchor the end of the chain, and end."""
         atexit.unregister(self.close)
-        self._waiting.put(None)
-        self._thread.join(CLOSE_SECONDS)
+        with self._idle:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            is_idle = self._idle.wait_for(lambda: not self._is_led, CLOSE_SECONDS)
+        self._ends.set()
+        self._anchoring.join()
+        if is_idle and self._chain.head != BEGIN:
+            self._anchor(self._chain, "end")
+        if is_idle:
+            self._disconnect()
 
-    def _run(self) -> None:
-        goes_on = True
-        while goes_on:
-            taken = self._taken()
-            goes_on = None not in taken
-            batch = [each for each in taken if each is not None and each[1].set_running_or_notify_cancel()]
-            if batch:
-                self._write(batch)
-            if not goes_on and self._head != BEGIN:
-                self._anchor("end")
-            elif self._head != self._anchored and time.monotonic() >= self._anchor_due:
-                self._anchor("head")
-        self._disconnect()
+    def _sleep(self, mine: _Waiting) -> None:
+        """Wait until an entry is written, or not, or its thread is to lead, or for as long as anybody waits."""
+        if mine.wakes.acquire(timeout=self._patience_seconds):
+            return
+        with self._lock:
+            if mine in self._waiting and not mine.is_leader:  # what no leader has begun with is left out
+                self._waiting.remove(mine)
 
-    def _taken(self) -> list[tuple[Entry, Future[None]] | None]:
-        """Wait for a record, or until an anchor is due, and take all that waits then."""
-        due = None if self._head == self._anchored else max(0.0, self._anchor_due - time.monotonic())
-        taken: list[tuple[Entry, Future[None]] | None] = []
-        with suppress(Empty):
-            taken.append(self._waiting.get(timeout=due))
-            while len(taken) < MOST_AT_ONCE:
-                taken.append(self._waiting.get_nowait())
-        return taken
-
-    def _write(self, batch: list[tuple[Entry, Future[None]]]) -> None:
-        if self._head == BEGIN:
-            self._anchor("begin")
+    def _lead(self) -> None:
+        """Write what waits, hand over to the first of those that came meanwhile, and wake all whose turn it is."""
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
         try:
-            records = self._chained([entry for entry, _ in batch])
+            self._write(batch)
+        finally:
+            with self._idle:
+                woken = batch
+                if self._waiting:
+                    self._waiting[0].is_leader = True
+                    woken = [self._waiting[0], *batch]
+                else:
+                    self._is_led = False
+                    self._idle.notify_all()
+            for each in woken:
+                each.wakes.release()
+
+    def _write(self, batch: list[_Waiting]) -> None:
+        if self._chain.head == BEGIN:
+            self._anchor(self._chain, "begin")
+        try:
+            records = self._chained([each.entry for each in batch])
             self._insert(records)
         except Exception as error:
             self._give_up_chain()
-            for _, written in batch:
-                written.set_exception(error)
+            for each in batch:
+                each.failure = error
         else:
-            self._head, self._at = Head(records[-1].sequence, records[-1].hash), records[-1].at
-            for _, written in batch:
-                written.set_result(None)
+            self._chain.head, self._chain.at = Head(records[-1].sequence, records[-1].hash), records[-1].at
+            for each in batch:
+                each.is_written = True
 
     def _chained(self, entries: list[Entry]) -> list[Record]:
-        head, at, records = self._head, self._at, []
+        head, at, records = self._chain.head, self._chain.at, []
         for entry in entries:
             # A chain never goes back in time, or a month that is let go would take records from its middle.
             at = max(at, self._clock())
-            record = audit.chained(self._chain, head, at, entry)
+            record = audit.chained(self._chain.id, head, at, entry)
             head = Head(record.sequence, record.hash)
             records.append(record)
         return records
@@ -188,42 +233,45 @@ class Writer:
     def _insert(self, records: list[Record]) -> None:
         """Write records in one transaction; once more on a new connection when the old one turns out to be dead."""
         if self._connection is None:
-            self._connection = self._connect()
-            _copy(self._connection, records)
+            self._send_anew(records)
             return
         try:
-            _copy(self._connection, records)
+            _send(self._connection, records, self._patience_seconds)
         except psycopg.Error:
             if not self._connection.broken:
                 raise
             self._disconnect()
-            self._connection = self._connect()
             with suppress(psycopg.errors.UniqueViolation):  # the old connection had still committed them
-                _copy(self._connection, records)
+                self._send_anew(records)
 
-    def _begin(self) -> None:
-        self._chain = uuid4()
-        self._head = self._anchored = BEGIN
-        self._at = datetime.min.replace(tzinfo=UTC)
-        self._anchor_due = time.monotonic() + self._anchor_seconds
+    def _send_anew(self, records: list[Record]) -> None:
+        self._connection = self._connect()
+        _send(self._connection, records, self._patience_seconds, is_new=True)
 
     def _give_up_chain(self) -> None:
         """Begin another chain: whether the last records of this one were committed is not known."""
         self._disconnect()
-        if self._head != self._anchored:
-            self._anchor("head")
-        self._begin()
+        chain, self._chain = self._chain, _Chain()
+        if chain.head != chain.anchored:
+            self._anchor(chain, "head")
 
-    def _anchor(self, kind: AnchorKind) -> None:
-        self._anchor_due = time.monotonic() + self._anchor_seconds
+    def _anchor_now_and_then(self) -> None:
+        """Anchor what was written since the last time, also while nobody asks."""
+        while not self._ends.wait(self._anchor_seconds):
+            chain = self._chain
+            if chain.head != chain.anchored:
+                self._anchor(chain, "head")
+
+    def _anchor(self, chain: _Chain, kind: AnchorKind) -> None:
+        head = chain.head
         try:
-            append_anchors(self._anchor_file, [Anchor(self._chain, self._head, kind, self._clock())])
+            append_anchors(self._anchor_file, [Anchor(chain.id, head, kind, self._clock())])
         except OSError as error:
             logger.error(
                 "an audit anchor could not be written: %s", error.strerror, extra={"action": "audit_anchor_failed"}
             )
         else:
-            self._anchored = self._head
+            chain.anchored = head
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -246,10 +294,55 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, ANCHOR_MODE)
 
 
-def _copy(connection: psycopg.Connection, records: list[Record]) -> None:
-    with connection.cursor() as cursor, cursor.copy(INSERT) as copy:
-        for record in records:
-            copy.write_row(record)
+def _send(connection: psycopg.Connection, records: list[Record], seconds: float, *, is_new: bool = False) -> None:
+    """Write records by a prepared statement, in one transaction and one round trip; TimeoutError or psycopg.Error.
+
+    By libpq's own functions: a statement takes half of the time that it takes by a cursor, and no cursor can be asked
+    to wait only so long for a server that has stopped.
+    """
+    until = time.monotonic() + seconds
+    pgconn = connection.pgconn
+    if is_new:
+        pgconn.send_prepare(PREPARED, INSERT.encode())
+        _await(pgconn, until)
+    pgconn.send_query_prepared(PREPARED, [orjson.dumps([_as_json(record) for record in records])])
+    _await(pgconn, until)
+
+
+def _await(pgconn: PGconn, until: float) -> None:
+    """Wait for all that the server says to what was sent, and raise the first error that it tells."""
+    failed = [result for result in _results(pgconn, until) if result.status != ExecStatus.COMMAND_OK]
+    for result in failed:
+        raise _error_of(result)
+
+
+def _results(pgconn: PGconn, until: float) -> Iterator[PGresult]:
+    poll = select.poll()
+    while True:
+        while (is_unsent := pgconn.flush()) or pgconn.is_busy():
+            poll.register(pgconn.socket, select.POLLIN | (select.POLLOUT if is_unsent else 0))
+            if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                raise TimeoutError
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return
+        yield result
+
+
+def _error_of(result: PGresult) -> psycopg.Error:
+    state = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
+    try:
+        kind = psycopg.errors.lookup(state)
+    except KeyError:
+        kind = psycopg.OperationalError
+    return kind(result.get_error_message())
+
+
+def _as_json(record: Record) -> dict[str, object]:
+    """Say a record as PostgreSQL reads a row from JSON."""
+    values = ("\\x" + value.hex() if isinstance(value, bytes) else value for value in record)
+    return dict(zip(Record._fields, values, strict=True))
 
 
 def connecting(url: str, *, role: str | None = None) -> Callable[[], psycopg.Connection]:

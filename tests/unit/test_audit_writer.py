@@ -1,4 +1,4 @@
-"""The thread that writes audit records: what it puts into one commit, and what it does when a write fails."""
+"""The group commit of audit records: what it puts into one commit, and what it does when a write fails."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ class Database:
 
     def connect(self) -> SimpleNamespace:
         self.connected += 1
-        return SimpleNamespace(broken=False, close=lambda: None)
+        return SimpleNamespace(broken=False, prepared=False, close=lambda: None)
 
-    def copy(self, connection: SimpleNamespace, records: list[Record]) -> None:
+    def send(self, connection: SimpleNamespace, records: list[Record], seconds: float, *, is_new: bool = False) -> None:
+        connection.prepared = connection.prepared or is_new
+        assert connection.prepared
         self.begun.set()
         self.is_free.wait(10)
         failure = self.failures.pop(0) if self.failures else None
@@ -56,7 +58,7 @@ class Database:
 @pytest.fixture
 def database(monkeypatch) -> Database:
     made = Database()
-    monkeypatch.setattr(trail, "_copy", made.copy)
+    monkeypatch.setattr(trail, "_send", made.send)
     return made
 
 
@@ -91,7 +93,7 @@ def test_requests_that_come_while_one_is_written_share_the_next_commit(writer, d
         first = pool.submit(writer.write, ENTRY)
         database.begun.wait(10)
         others = [pool.submit(writer.write, ENTRY) for _ in range(5)]
-        while writer._waiting.qsize() < 5:
+        while len(writer._waiting) < 5:
             time.sleep(0.001)
         database.is_free.set()
         for written in (first, *others):
@@ -107,7 +109,7 @@ def test_more_than_may_wait_are_refused_at_once(writer, database, monkeypatch):
         first = pool.submit(writer.write, ENTRY)
         database.begun.wait(10)
         second = pool.submit(writer.write, ENTRY)
-        while writer._waiting.qsize() < 1:
+        while len(writer._waiting) < 1:
             time.sleep(0.001)
         with pytest.raises(NotWritten):
             writer.write(ENTRY)
@@ -147,13 +149,40 @@ def test_after_a_failed_write_another_chain_begins(writer, database, anchors, fa
     assert said(anchors) == [("begin", 0), ("head", 1), ("begin", 0)]
 
 
+def test_who_waited_in_vain_is_told_and_left_out(database, anchors):
+    writer = Writer(database.connect, anchors, patience_seconds=0.2)
+    database.is_free.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(writer.write, ENTRY)
+        database.begun.wait(10)
+        with pytest.raises(NotWritten):
+            writer.write(ENTRY._replace(asid="200000000999"))
+        database.is_free.set()
+        first.result(10)
+    writer.write(ENTRY)
+    assert [record.asid for record in database.records] == [ENTRY.asid, ENTRY.asid]
+    writer.close()
+
+
+def test_who_is_to_lead_at_the_moment_in_which_it_gives_up_leads(writer, database):
+    mine, other = trail._Waiting(ENTRY), trail._Waiting(ENTRY)
+    writer._patience_seconds = 0
+    writer._waiting.extend([mine, other])
+    writer._is_led = mine.is_leader = True  # as one that hands over leaves it, before it wakes anybody
+    writer._sleep(mine)
+    writer._lead()
+    assert mine.is_written
+    assert other.is_written
+    assert not writer._is_led
+
+
 def test_all_of_a_commit_that_fails_are_told(writer, database):
     database.is_free.clear()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(writer.write, ENTRY)
         database.begun.wait(10)
         others = [pool.submit(writer.write, ENTRY) for _ in range(3)]
-        while writer._waiting.qsize() < 3:
+        while len(writer._waiting) < 3:
             time.sleep(0.001)
         database.failures = [None, "refused"]
         database.is_free.set()
