@@ -180,6 +180,7 @@ def _insert(cursor: Cursor[Any], schema: str, records: Iterable[SetAside], on_co
             f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS}) "
             f"ON CONFLICT ({', '.join(KEY)}) {on_conflict}",
             [list(column) for column in zip(*rows, strict=True)],
+            prepare=False,  # the driver gives an array the type that its values have, which differs
         )
 
 

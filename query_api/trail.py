@@ -105,15 +105,19 @@ class _Chain:
 
 
 class _Waiting:
-    """An entry that is to be written; its thread sleeps until it is, or until it is its turn to lead."""
+    """An entry that is to be written; its thread sleeps until it is, or until it is its turn to lead.
 
-    __slots__ = ("entry", "failure", "is_leader", "is_written", "wakes")
+    Whoever leads wakes each of the others once: those whose entries it wrote, and the one that leads next.
+    """
 
-    def __init__(self, entry: Entry) -> None:
+    __slots__ = ("entry", "failure", "is_leader", "is_written", "until", "wakes")
+
+    def __init__(self, entry: Entry, until: float) -> None:
         self.entry = entry
+        self.until = until
         self.is_leader = False
         self.is_written = False
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.wakes = Lock()
         self.wakes.acquire()
 
@@ -135,6 +139,7 @@ class Writer:
         self._clock = clock
         self._anchor_seconds = anchor_seconds
         self._patience_seconds = patience_seconds
+        self._pid = os.getpid()
         self._lock = Lock()
         self._idle = Condition(self._lock)
         self._waiting: deque[_Waiting] = deque()
@@ -150,9 +155,10 @@ class Writer:
 
     def write(self, entry: Entry) -> None:
         """Return when the entry is committed."""
-        mine = _Waiting(entry)
+        mine = _Waiting(entry, time.monotonic() + self._patience_seconds)
         with self._lock:
-            if self._is_closed or len(self._waiting) >= MOST_WAITING:
+            # A process that was forked from the one that made this has no such thread: two would write one chain.
+            if self._is_closed or not self._anchoring.is_alive() or len(self._waiting) >= MOST_WAITING:
                 raise NotWritten
             self._waiting.append(mine)
             if not self._is_led:
@@ -160,20 +166,23 @@ class Writer:
         if not mine.is_leader:
             self._sleep(mine)
         if mine.is_leader:
-            self._lead()
+            self._lead(mine)
         if not mine.is_written:
             raise NotWritten from mine.failure
 
     def close(self) -> None:
         """Wait until what waits is written, anchor the end of the chain, and end."""
         atexit.unregister(self.close)
+        if os.getpid() != self._pid:
+            return
         with self._idle:
             if self._is_closed:
                 return
             self._is_closed = True
             is_idle = self._idle.wait_for(lambda: not self._is_led, CLOSE_SECONDS)
         self._ends.set()
-        self._anchoring.join()
+        self._anchoring.join(CLOSE_SECONDS)
+        is_idle = is_idle and not self._anchoring.is_alive()
         if is_idle and self._chain.head != BEGIN:
             self._anchor(self._chain, "end")
         if is_idle:
@@ -181,42 +190,44 @@ class Writer:
 
     def _sleep(self, mine: _Waiting) -> None:
         """Wait until an entry is written, or not, or its thread is to lead, or for as long as anybody waits."""
-        if mine.wakes.acquire(timeout=self._patience_seconds):
+        if mine.wakes.acquire(timeout=max(0.0, mine.until - time.monotonic())):
             return
         with self._lock:
             if mine in self._waiting and not mine.is_leader:  # what no leader has begun with is left out
                 self._waiting.remove(mine)
 
-    def _lead(self) -> None:
-        """Write what waits, hand over to the first of those that came meanwhile, and wake all whose turn it is."""
+    def _lead(self, mine: _Waiting) -> None:
+        """Write what waits, this one's own entry among it, hand over to the first of those that came meanwhile."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_AT_ONCE))]
         try:
-            self._write(batch)
+            self._write(batch, mine.until)
         finally:
             with self._idle:
-                woken = batch
+                woken = [each for each in batch if each is not mine]
                 if self._waiting:
                     self._waiting[0].is_leader = True
-                    woken = [self._waiting[0], *batch]
+                    woken.insert(0, self._waiting[0])
                 else:
                     self._is_led = False
                     self._idle.notify_all()
             for each in woken:
                 each.wakes.release()
 
-    def _write(self, batch: list[_Waiting]) -> None:
+    def _write(self, batch: list[_Waiting], until: float) -> None:
         if self._chain.head == BEGIN:
             self._anchor(self._chain, "begin")
         try:
             records = self._chained([each.entry for each in batch])
-            self._insert(records)
-        except Exception as error:
+            self._insert(records, until)
+            self._chain.head, self._chain.at = Head(records[-1].sequence, records[-1].hash), records[-1].at
+        except BaseException as error:  # also when the process is told to end: what was sent may still be committed
             self._give_up_chain()
             for each in batch:
                 each.failure = error
+            if not isinstance(error, Exception):
+                raise
         else:
-            self._chain.head, self._chain.at = Head(records[-1].sequence, records[-1].hash), records[-1].at
             for each in batch:
                 each.is_written = True
 
@@ -230,23 +241,23 @@ class Writer:
             records.append(record)
         return records
 
-    def _insert(self, records: list[Record]) -> None:
+    def _insert(self, records: list[Record], until: float) -> None:
         """Write records in one transaction; once more on a new connection when the old one turns out to be dead."""
         if self._connection is None:
-            self._send_anew(records)
+            self._insert_anew(records, until)
             return
         try:
-            _send(self._connection, records, self._patience_seconds)
+            _send(self._connection, records, until)
         except psycopg.Error:
-            if not self._connection.broken:
+            if not self._connection.broken or time.monotonic() >= until:
                 raise
             self._disconnect()
             with suppress(psycopg.errors.UniqueViolation):  # the old connection had still committed them
-                self._send_anew(records)
+                self._insert_anew(records, until)
 
-    def _send_anew(self, records: list[Record]) -> None:
+    def _insert_anew(self, records: list[Record], until: float) -> None:
         self._connection = self._connect()
-        _send(self._connection, records, self._patience_seconds, is_new=True)
+        _send(self._connection, records, until, is_new=True)
 
     def _give_up_chain(self) -> None:
         """Begin another chain: whether the last records of this one were committed is not known."""
@@ -294,13 +305,12 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, ANCHOR_MODE)
 
 
-def _send(connection: psycopg.Connection, records: list[Record], seconds: float, *, is_new: bool = False) -> None:
+def _send(connection: psycopg.Connection, records: list[Record], until: float, *, is_new: bool = False) -> None:
     """Write records by a prepared statement, in one transaction and one round trip; TimeoutError or psycopg.Error.
 
     By libpq's own functions: a statement takes half of the time that it takes by a cursor, and no cursor can be asked
     to wait only so long for a server that has stopped.
     """
-    until = time.monotonic() + seconds
     pgconn = connection.pgconn
     if is_new:
         pgconn.send_prepare(PREPARED, INSERT.encode())
@@ -354,6 +364,7 @@ def connecting(url: str, *, role: str | None = None) -> Callable[[], psycopg.Con
     conninfo = make_conninfo(
         url,
         options=f"{given.get('options', '')} {ours}".lstrip(),
+        client_encoding="UTF8",
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         application_name="rxstore-audit",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,13 +33,15 @@ class Database:
         self.connected += 1
         return SimpleNamespace(broken=False, prepared=False, close=lambda: None)
 
-    def send(self, connection: SimpleNamespace, records: list[Record], seconds: float, *, is_new: bool = False) -> None:
+    def send(self, connection: SimpleNamespace, records: list[Record], until: float, *, is_new: bool = False) -> None:
         connection.prepared = connection.prepared or is_new
         assert connection.prepared
         self.begun.set()
         self.is_free.wait(10)
         failure = self.failures.pop(0) if self.failures else None
-        if failure == "lost":
+        if failure == "slow and lost":
+            time.sleep(max(0.0, until - time.monotonic()))
+        if failure in {"lost", "slow and lost"}:
             connection.broken = True
             raise psycopg.OperationalError
         if failure == "refused":
@@ -46,6 +49,8 @@ class Database:
         if any(record in commit for commit in self.commits for record in records):
             raise psycopg.errors.UniqueViolation
         self.commits.append(list(records))
+        if failure == "told to end":
+            raise SystemExit
         if failure == "lost after commit":
             connection.broken = True
             raise psycopg.OperationalError
@@ -165,15 +170,53 @@ def test_who_waited_in_vain_is_told_and_left_out(database, anchors):
 
 
 def test_who_is_to_lead_at_the_moment_in_which_it_gives_up_leads(writer, database):
-    mine, other = trail._Waiting(ENTRY), trail._Waiting(ENTRY)
-    writer._patience_seconds = 0
+    mine, other = (trail._Waiting(ENTRY, time.monotonic()) for _ in range(2))
     writer._waiting.extend([mine, other])
     writer._is_led = mine.is_leader = True  # as one that hands over leaves it, before it wakes anybody
     writer._sleep(mine)
-    writer._lead()
-    assert mine.is_written
-    assert other.is_written
+    mine.wakes.release()  # and so it does, to one that is awake already
+    writer._lead(mine)
+    assert (mine.is_written, other.is_written) == (True, True)
+    assert other.wakes.acquire(blocking=False)
     assert not writer._is_led
+
+
+def test_a_process_that_is_told_to_end_in_the_middle_of_a_commit_leaves_no_false_end(database, anchors):
+    writer = Writer(database.connect, anchors)
+    writer.write(ENTRY)
+    database.failures = ["told to end"]
+    with pytest.raises(SystemExit):
+        writer.write(ENTRY)
+    writer.close()
+    assert [record.sequence for record in database.records] == [1, 2]  # what was on its way is committed all the same
+    assert said(anchors) == [("begin", 0), ("head", 1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child does nothing but what is looked at
+def test_a_forked_process_does_not_go_on_with_the_chain_and_does_not_end_it(writer, anchors):
+    writer.write(ENTRY)
+    child = os.fork()
+    if child == 0:
+        try:
+            writer.write(ENTRY)
+        except NotWritten:
+            writer.close()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert said(anchors) == [("begin", 0)]
+    writer.write(ENTRY)
+
+
+def test_who_leads_late_has_only_what_is_left_of_its_time(database, anchors):
+    writer = Writer(database.connect, anchors, patience_seconds=1.0)
+    writer.write(ENTRY)
+    database.failures = ["slow and lost"]
+    connected = database.connected
+    with pytest.raises(NotWritten):
+        writer.write(ENTRY)
+    assert database.connected == connected  # no second try when the time is over
+    writer.close()
 
 
 def test_all_of_a_commit_that_fails_are_told(writer, database):
