@@ -10,7 +10,6 @@ import gc
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import threading
@@ -37,6 +36,7 @@ from projector.runner import TooManyFailing, connect
 from projector.stream import Counts
 from rxstore import logs, tracebacks
 from rxstore.errors import Refused
+from rxstore.signals import stop_when_asked
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +178,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
     logs.configure(options.log_level, options.log_format)
     logs.always(generation=ReadModel(options.schema).generation)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stop_when_asked(stopping)
     threading.Thread(target=_stop_with_parent, args=(stopping,), daemon=True).start()
     worker = Worker(
         topic=options.topic,

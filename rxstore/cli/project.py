@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -12,6 +11,7 @@ import click
 
 from rxstore.cli.options import as_json, example, with_settings
 from rxstore.settings import Settings
+from rxstore.signals import stop_when_asked
 
 
 @click.command(epilog=example("rxstore project --workers 2", "rxstore project --until-caught-up"))
@@ -36,8 +36,7 @@ def command(settings: Settings, workers: int | None, until_caught_up: bool, keep
     from rxstore.feeding import CaughtUp, Feeder
 
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stop_when_asked(stopping)
     with ExitStack() as stack:
         engine = stack.enter_context(store.engine(settings))
         feeder = Feeder(settings, engine, workers, keep_going, all_or_none=until_caught_up)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ import click
 from rxstore.cli.options import as_json, duration, example, instant, with_settings
 from rxstore.errors import WrongUse
 from rxstore.settings import Settings
+from rxstore.signals import stop_when_asked
 
 if TYPE_CHECKING:
     from ingest.archive import Archive
@@ -245,8 +245,7 @@ def stage(
             click.echo(f"{generation.name} is loaded from {directory}", err=as_json)
         state = generation.state
         if workers is not None and generation.is_fed:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: stopping.set())
+            stop_when_asked(stopping)
             feeder = Feeder(settings, engine, workers, only=generation.name, all_or_none=True)
 
             def lines() -> list[str]:
