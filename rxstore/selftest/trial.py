@@ -17,6 +17,7 @@ import orjson
 import psycopg
 from falcon.testing import TestClient
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
 
 from ingest.decode import Decoder
 from ingest.lookup import record_of
@@ -382,9 +383,48 @@ class Trial:
                 raise Stuck(
                     f"{what} not within {now - began:.0f} s, nothing moved for {now - moved:.0f} s: next offsets "
                     f"{self._stands()} of {self.ends}, {len(self.alive)} workers, {self._takeovers()} takeovers, "
-                    f"partition, offset, decisions and epoch: {moves}"
+                    f"partition, offset, decisions and epoch: {moves}; {self._whereabouts()}"
                 )
             time.sleep(LOOK_EVERY_SECONDS)
+
+    def _whereabouts(self) -> str:
+        """Say who is where: workers, owners of partitions, the group as the brokers see it, database sessions."""
+        there = [
+            f"worker {worker.number} ({worker.process.pid}, {kind}{', frozen' * (worker.number in self.frozen_until)}) "
+            f"at {worker.whereabouts()}"
+            for kind, workers in (("alive", self.alive), ("leaving", self.leaving))
+            for worker in workers
+        ]
+        owners = self.bench.connection.execute(
+            f"SELECT partition_number, owner FROM {LIVE}.checkpoint ORDER BY 1"
+        ).fetchall()
+        sessions = self.bench.connection.execute(
+            "SELECT state, wait_event, left(query, 60), count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        ).fetchall()
+        return f"{there}; owners {owners}; group {self._group()}; sessions {sessions}"
+
+    def _group(self) -> str:
+        """Say in which state the group is, and for each member which partitions it announced and was given."""
+        group_id = self.options.group_id if self.options else self.topic
+        try:
+            group = self.bench.admin.describe_groups([group_id])[group_id]
+            members = [
+                (
+                    member["client_id"],
+                    {
+                        name: [each["partitions"] for each in (member[part] or {}).get(name, ())]
+                        for part, name in (
+                            ("member_metadata", "owned_partitions"),
+                            ("member_assignment", "assigned_partitions"),
+                        )
+                    },
+                )
+                for member in group["members"]
+            ]
+        except (KafkaError, KeyError, AttributeError) as error:  # this only explains what was found already
+            return f"not to be learned ({type(error).__name__})"
+        return f"{group['group_state']} {members}"
 
     def _stands(self) -> dict[int, int]:
         return dict(

@@ -5,10 +5,13 @@ They are forked from a process that has imported everything and done nothing, so
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import re
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection as Pipe
@@ -27,6 +30,9 @@ from rxstore.selftest.proxy import Wire
 
 STOP_SECONDS = 30.0
 LAST_LINES = 8
+DUMP_SECONDS = 2.0
+INNERMOST_FRAMES = 8
+FRAME = re.compile(r'^ +File ".*?([^/"]+)", line (\d+) in (\S+)$')
 
 
 def context(preload: str = __name__) -> multiprocessing.context.ForkServerContext:
@@ -97,6 +103,18 @@ class Worker:
         said = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return f"worker {self.number} ended with exit code {code}: " + " / ".join(said)
 
+    def whereabouts(self) -> str:
+        """Say where in the code its main thread is, innermost first: what stands still is seldom seen twice."""
+        before = self.log.stat().st_size
+        if not self._signal(signal.SIGUSR1):
+            return "gone"
+        until = time.monotonic() + DUMP_SECONDS
+        while not (frames := innermost_frames(self.log.read_bytes()[before:].decode(errors="replace"))):
+            if time.monotonic() >= until:
+                return "it does not say where"
+            time.sleep(0.05)
+        return " < ".join(frames)
+
     def counted(self) -> Counts:
         """Return what it reported when it ended; a killed one reports nothing."""
         total = Counts()
@@ -152,7 +170,14 @@ def _work(options: WorkerOptions, number: int, counts: Pipe, log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
     fleet._work(options, number, counts)
+
+
+def innermost_frames(dump: str) -> list[str]:
+    """Read what ``faulthandler`` wrote of one thread: file, line and function of its innermost frames."""
+    found = [match for line in dump.splitlines() if (match := FRAME.match(line))]
+    return [f"{name}:{line} {function}" for name, line, function in (m.groups() for m in found[:INNERMOST_FRAMES])]
 
 
 def reached(connection: psycopg.Connection) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,14 @@ from projector import stream
 def in_order(self):
     return deque(sorted(self.parked.values(), key=lambda parked: -parked.set_aside.stands_at))
 stream._Folding.in_order = in_order
+"""
+
+# Workers that are given their partitions and never claim them, and a self-test that does not wait long for them.
+STANDS_STILL = """
+from ingest import consumer
+from rxstore.selftest import trial
+consumer.Worker._follow = lambda self, *_: None
+trial.MOST_PATIENCE = 0.1
 """
 
 
@@ -62,15 +71,26 @@ def test_two_dozen_seeds_end_as_the_pure_fold_says_and_leave_nothing_behind(syst
     assert left_behind(system) == []
 
 
+def path_with(defect: str, directory: Path) -> str:
+    """Return a path for Python on which a defect is put in when it starts."""
+    (directory / "sitecustomize.py").write_text(defect)
+    return os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
+
+
 def test_with_a_defect_put_in_it_fails_and_names_the_seed(system, tmp_path: Path):
-    defect = tmp_path / "defect"
-    defect.mkdir()
-    (defect / "sitecustomize.py").write_text(WRONG_ORDER)
-    path = os.pathsep.join([str(defect), os.environ.get("PYTHONPATH", "")])
+    path = path_with(WRONG_ORDER, tmp_path)
     code, summary, complaints = selftest(system, "--seeds", "6", "--jobs", "6", PYTHONPATH=path)
     assert (code, bool(summary["failed"])) == (1, True), complaints
     assert f"rxstore selftest --seed {summary['failed'][0]}" in complaints
     assert "is not as if nothing had been wrong" in complaints
+
+
+def test_where_everybody_is_when_nothing_moves_is_told(system, tmp_path: Path):
+    code, _, complaints = selftest(system, "--seed", "1", PYTHONPATH=path_with(STANDS_STILL, tmp_path))
+    assert code == 1, complaints
+    assert "the log was projected not within" in complaints
+    assert re.search(r"worker \d+ \(\d+, alive\) at \S+\.py:\d+ \w+ < ", complaints), complaints
+    assert re.search(r"group \w+ \[.*'assigned_partitions': \[\[\d", complaints), complaints
 
 
 def test_a_database_that_is_given_is_used_and_left_as_empty_as_it_was(system, database_url):
