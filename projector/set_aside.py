@@ -63,8 +63,10 @@ def load_waiting(
         record = _loaded(row)
         opened.setdefault(str(record.stream_key), []).append(record)
     parked = connection.execute(
-        f"SELECT k FROM unnest(%s::text[]) k WHERE EXISTS (SELECT 1 FROM {schema}.set_aside s "
-        "WHERE s.stream_key = k COLLATE \"C\" AND s.state = 'parked')",
+        # Thousands may be parked on one stream: one is enough. Without LIMIT the planner may look through all of them
+        # for each key.
+        f"SELECT k FROM unnest(%s::text[]) k CROSS JOIN LATERAL (SELECT FROM {schema}.set_aside s "
+        "WHERE s.stream_key = k COLLATE \"C\" AND s.state = 'parked' LIMIT 1) p",
         (array,),
         prepare=True,
     )
