@@ -181,33 +181,35 @@ def _insert(cursor: Cursor[Any], schema: str, records: Iterable[SetAside], on_co
         cursor.execute(
             f"INSERT INTO {schema}.set_aside ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS}) "
             f"ON CONFLICT ({', '.join(KEY)}) {on_conflict}",
-            [list(column) for column in zip(*rows, strict=True)],
+            [[row.get(column) for row in rows] for column in COLUMNS],
             prepare=False,  # the driver gives an array the type that its values have, which differs
         )
 
 
-def _row(record: SetAside) -> tuple[Any, ...]:
+def _row(record: SetAside) -> dict[str, Any]:
     content = record.record
-    return (
-        record.position.topic,
-        record.position.partition,
-        record.position.offset,
-        record.stream_key,
-        record.stands_at,
-        record.state,
-        record.reason.value,
-        orjson.dumps(record.errors).decode(),
-        EPOCH + record.timestamp_ms * MILLISECOND,
-        record.sequence,
-        record.event_key,
-        record.event_source,
-        record.event_id,
-        record.event_type,
-        record.nhs_number,
-        None if content is None else content.key,
-        None if content is None else content.value,
-        None if content is None else _dump_headers(content.headers),
-    )
+    row = {
+        "topic": record.position.topic,
+        "partition_number": record.position.partition,
+        "record_offset": record.position.offset,
+        "stream_key": record.stream_key,
+        "stands_at": record.stands_at,
+        "state": record.state,
+        "reason": record.reason.value,
+        "errors": orjson.dumps(record.errors).decode(),
+        "since": EPOCH + record.timestamp_ms * MILLISECOND,
+        "sequence": record.sequence,
+        "event_key": record.event_key,
+        "event_source": record.event_source,
+        "event_id": record.event_id,
+        "event_type": record.event_type,
+        "nhs_number": record.nhs_number,
+    }
+    if content is not None:
+        row["record_key"] = content.key
+        row["record_value"] = content.value
+        row["record_headers"] = _dump_headers(content.headers)
+    return row
 
 
 def _loaded(row: tuple[Any, ...]) -> SetAside:

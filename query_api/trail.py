@@ -322,8 +322,8 @@ def _send(connection: psycopg.Connection, records: list[Record], until: float, *
 def _await(pgconn: PGconn, until: float) -> None:
     """Wait for all that the server says to what was sent, and raise the first error that it tells."""
     failed = [result for result in _results(pgconn, until) if result.status != ExecStatus.COMMAND_OK]
-    for result in failed:
-        raise _error_of(result)
+    if failed:
+        raise _error_of(failed[0])
 
 
 def _results(pgconn: PGconn, until: float) -> Iterator[PGresult]:
