@@ -184,9 +184,10 @@ def lag(settings: Settings, engine: Engine, name: str) -> Lag:
 
 
 def is_built(engine: Engine, generation: Generation) -> bool:
-    """Whether nothing is left to do: one as of a time must be ready, since nothing moves it on later."""
-    if generation.until is None:
-        return True
+    """Whether every partition was read to an end that it had: from then on it is ready, and can be left alone.
+
+    Workers note that within a second or so of coming there. Whoever feeds it alone must not leave before: nobody would.
+    """
     with engine.begin() as connection:
         return rebuild.note_ready(connection, generation, who=store.somebody())
 

@@ -226,6 +226,12 @@ class System:
         return {**os.environ, **self.environment}
 
 
+def path_with(change: str, directory: Path) -> str:
+    """Return a path for Python on which something is changed in it when it starts."""
+    (directory / "sitecustomize.py").write_text(change)
+    return os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
+
+
 def eventually(question: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until the answer is yes; fail when it takes too long."""
     until = time.monotonic() + seconds

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from rxstore.generator import lifecycles
-from tests.acceptance.conftest import System, eventually
+from tests.acceptance.conftest import System, eventually, path_with
 from tests.integration.projecting import rows
 
 EVENTS = list(lifecycles(60, 1, date(2026, 1, 5), 28))
@@ -73,6 +73,25 @@ def test_a_build_by_the_command_itself_ends_when_it_is_built(system):
     done = system.run("rebuild", "verify")
     assert done.returncode == 1
     assert "issue: status 0006 -> 0099" in done.stdout
+
+
+# As on a machine so slow that workers note seconds later that they came to the end.
+NOTED_LATE = """
+import time
+from projector import checkpoints
+from rxstore import feeding
+noted, from_now_on = checkpoints.caught_up, time.monotonic() + 8
+checkpoints.caught_up = lambda *of: noted(*of) if time.monotonic() > from_now_on else None
+feeding.NOTED_WITHIN_SECONDS = 0.0
+"""
+
+
+def test_a_build_by_the_command_itself_does_not_end_before(system, tmp_path):
+    system.publish(EVENTS)
+    system.project()
+    done = system.run("rebuild", "stage", "--workers", "1", PYTHONPATH=path_with(NOTED_LATE, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert state(system, "g2") == "ready"
 
 
 def test_a_generation_of_another_definition_is_left_to_the_version_that_made_it(system):

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from kafka import KafkaAdminClient
 
-from tests.acceptance.conftest import System, eventually
+from tests.acceptance.conftest import System, eventually, path_with
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
@@ -69,12 +69,6 @@ def test_two_dozen_seeds_end_as_the_pure_fold_says_and_leave_nothing_behind(syst
     assert summary["delivered"]["kills"] >= 15
     assert summary["answers"] > 1000
     assert left_behind(system) == []
-
-
-def path_with(defect: str, directory: Path) -> str:
-    """Return a path for Python on which a defect is put in when it starts."""
-    (directory / "sitecustomize.py").write_text(defect)
-    return os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
 
 
 def test_with_a_defect_put_in_it_fails_and_names_the_seed(system, tmp_path: Path):
