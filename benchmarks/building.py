@@ -1,8 +1,9 @@
 """How fast a generation is built beside the live one: ``python -m benchmarks.building``.
 
-In the same run, on the same topic and servers: ``rxstore rebuild stage --workers`` batch by batch
-(RXSTORE_BUILD_MEMORY_MB=0) and in memory, each into a new database. A rate is taken from the first claim of a
-partition to the last event; "whole" is the command from start to end.
+In the same run, on the same topic and servers: polling alone and polling and decoding (the floor of any build with
+this client and this contract), then ``rxstore rebuild stage --workers`` batch by batch (RXSTORE_BUILD_MEMORY_MB=0) and
+in memory, each into a new database. A rate is taken from the first claim of a partition to the last event; "whole" is
+the command from start to end; "ratio" is to polling and decoding.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import psycopg
 
 from benchmarks import ground, report, usage
 from benchmarks.ground import Ground, Store
+from benchmarks.projecting import floor
 from benchmarks.usage import Cpu, Tree
 
 LOOK_EVERY_SECONDS = 0.05
@@ -39,16 +41,22 @@ def main(
     """Measure how fast a generation is built, in memory and batch by batch."""
     with ground.ground() as on:
         surroundings = report.surroundings(on.database_url)
-        with ground.topic(on, partitions) as topic:
-            with ground.database(on, topic, partitions) as log:
-                ground.timed("published", lambda: log.publish(ground.events(events, seed=seed)))
+        with ground.topic(on, partitions) as topic, ground.database(on, topic, partitions) as log:
+            ground.timed("published", lambda: log.publish(ground.events(events, seed=seed)))
             rows: list[Row] = []
             for run in range(1, repeat + 1):
                 ground.say(f"run {run} of {repeat}")
+                polling, decoding = (floor(on, log, workers, decoded=decoded) for decoded in (False, True))
+                measured = [polling, decoding]
                 for megabytes in memory_mb:
                     with ground.database(on, topic, partitions, RXSTORE_BUILD_MEMORY_MB=str(megabytes)) as fresh:
-                        rows.append({"memory MB": megabytes, **build(on, fresh, workers, events)})
-    medians = [report.middle(rows[place :: len(memory_mb)]) for place in range(len(memory_mb))]
+                        what = f"built in {megabytes} MB" if megabytes else "built batch by batch"
+                        measured.append({"what": what, **build(on, fresh, workers, events)})
+                for row in measured:
+                    row["ratio"] = round(row["events_per_second"] / decoding["events_per_second"], 3)
+                rows += measured
+    each = 2 + len(memory_mb)
+    medians = [report.middle(rows[place::each]) for place in range(each)]
     document = {"surroundings": surroundings, "events": events, "workers": workers, "runs": rows, "medians": medians}
     title = f"{events:,} events, {partitions} partitions, {workers} workers, {surroundings['cores']} cores"
     tables = [report.table(f"{title}: each run", rows)]

@@ -24,7 +24,7 @@ from typing import Any
 
 from kafka import KafkaConsumer
 
-from ingest.assignment import Assignor
+from ingest.assignment import Assignor, Member
 from ingest.consumer import Worker
 from ingest.decode import Decoder
 from ingest.lookup import lookup
@@ -242,7 +242,7 @@ def _owner() -> str:
 def make_consumer(options: WorkerOptions, index: int) -> KafkaConsumer:
     """Return a consumer of the generation's group; offsets are ours to keep, so it resets and commits nothing."""
     instance = {"group_instance_id": f"{options.instance_id}-{index}"} if options.instance_id else {}
-    return KafkaConsumer(
+    return Member(
         **options.kafka,
         **instance,
         client_id=f"{CLIENT_PREFIX}{_owner()}",
