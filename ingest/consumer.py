@@ -33,7 +33,7 @@ from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.runner import Batch, OneByOne, Runner
 from projector.stream import Counts
-from projector.unwritten import Unwritten
+from projector.unwritten import Unwritten, shares
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class Worker:
 
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
     With ``keep_going`` it also sets aside what looks like a bad deploy. ``build_bytes`` is the memory in which a
-    generation that is being built is folded until this worker is near the end for the first time; 0 for none. For a
+    generation that is being built is folded until this worker is near the end for the first time; 0 for none. Besides
+    what is not written yet it holds streams that were, more than the ``remembered_streams`` of any worker. For a
     generation that is built as of a time, ``until``, partitions end at ``ends``: nothing from there on is read.
     """
 
@@ -333,6 +334,7 @@ class Worker:
             return True
         if self.build_bytes and not self._is_far_behind():
             self.build_bytes = 0
+            self._live().recent.limit = self.remembered_streams
         self._one_by_one_to = {
             number: offset
             for number, offset in self._one_by_one_to.items()
@@ -346,7 +348,8 @@ class Worker:
         return left > self.batch_records
 
     def _is_time_to_write(self) -> bool:
-        return self._unwritten.size >= self.build_bytes or not self._is_far_behind()
+        most, _ = shares(self.build_bytes)
+        return self._unwritten.size >= most or not self._is_far_behind()
 
     def _reached(self, claim: Claim) -> int:
         """Return the next offset of a partition to be read."""
@@ -565,7 +568,8 @@ class Worker:
 
     def _live(self) -> Runner:
         if self._runner is None or self._runner.connection.closed:
-            recent = RecentStreams(self.remembered_streams)
+            _, besides = shares(self.build_bytes)
+            recent = RecentStreams(self.remembered_streams + besides)
             self._runner = Runner(self.connect(), self.read_model, self.decode, recent, self.lookup, self.keep_going)
         return self._runner
 

@@ -58,6 +58,7 @@ FINAL = frozenset(
     }
 )
 BEYOND_CANCELLING = FINAL - {IssueStatus.CANCELLED}
+AT_THE_END = FINAL - {IssueStatus.DISPENSED}
 
 ACTIVE_ITEM = frozenset(
     {
@@ -196,6 +197,12 @@ class Prescription(NamedTuple):
             if notification.issue_number == issue_number and not notification.withdrawn:
                 return notification
         return None
+
+
+def has_run_its_course(state: Prescription) -> bool:
+    """Say whether what may still come is rare: an amended claim, a withdrawal, a correction, a deletion."""
+    # From the last issue on, which is the last one to come to its end.
+    return all(issue.status in AT_THE_END for issue in reversed(state.issues))
 
 
 NO_SUCH_ISSUE = FieldError("data.issueNumber", "the prescription has no such issue")

@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
+from projector.prescription import has_run_its_course
 from projector.stream import FoldedStream, Stream
 
 
 class RecentStreams:
-    """At most ``limit`` healthy streams, the least recently used one leaves first. A stream that waits is loaded."""
+    """At most ``limit`` healthy streams, the least recently used one leaves first. A stream that waits is loaded.
+
+    So is one that has run its course: few events come to it, and it would take the place of one that has not.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._streams: dict[str, Stream] = {}
 
     def __len__(self) -> int:
@@ -37,10 +41,17 @@ class RecentStreams:
             self._streams.pop(before.key, None)
             if stream.set_aside or stream.removed or before.open or before.has_parked or stream.deleted:
                 continue
+            if stream.prescription is not None and has_run_its_course(stream.prescription):
+                continue
             self._streams[before.key] = Stream(before.key, before.partition, stream.prescription, stream.history)
-        too_many = max(0, len(self._streams) - self._limit)
+        too_many = max(0, len(self._streams) - self.limit)
         for key in list(islice(self._streams, too_many)):  # one pass: what left before would be passed again each time
             del self._streams[key]
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget some streams, which are about to be written by other means."""
+        for key in keys:
+            self._streams.pop(key, None)
 
     def forget(self) -> None:
         """Forget everything: the next event of each stream loads it."""

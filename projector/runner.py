@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection, IsolationLevel
 
-from projector import checkpoints, decisions, defects, erasure, set_aside
+from projector import checkpoints, decisions, defects, erasure, garbage, set_aside
 from projector.batch import Accepted, Decode, FieldError, Position, Quarantined, Reason, Record
 from projector.checkpoints import Claim, Held
 from projector.decisions import Decision, DecisionsDue
@@ -243,6 +243,7 @@ class Runner:
             unwritten.keep(key, items)
         unwritten.mark(arrivals.marks)
         unwritten.pass_over(known, passed_over.counts.duplicates)
+        garbage.pass_over_what_lives()
 
     def write(self, claims: Mapping[int, Claim], unwritten: Unwritten) -> Counts:
         """Write what was folded in memory and move its checkpoints, all or nothing; ``unwritten`` is empty then.
@@ -253,7 +254,7 @@ class Runner:
         schema = self.read_model.schema
         bounds = {n: (unwritten.first_offsets[n], end - 1) for n, end in unwritten.next_offsets.items()}
         done = _Done(Counts(quarantined=len(unwritten.marks), duplicates=unwritten.duplicates))
-        self.recent.forget()  # older than what is about to be written
+        self.recent.drop(unwritten.streams)  # older than what is about to be written
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 checkpoints.move(cursor, schema, claims, unwritten.next_offsets, unwritten.leader_epochs)

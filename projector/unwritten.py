@@ -23,6 +23,18 @@ PART_BYTES = 700
 EVENT_BYTES = 30
 ITEM_BYTES = 2_500
 
+# An acute prescription with three items, dispensed once.
+USUAL_STREAM_BYTES = STREAM_BYTES + 6 * PART_BYTES
+
+
+def shares(build_bytes: int) -> tuple[int, int]:
+    """Share the memory of a build: bytes for what is not written yet, and how many written streams may be remembered.
+
+    A stream that is not remembered is loaded when more of its events come, which costs as much as folding several.
+    """
+    half = build_bytes // 2
+    return half, half // USUAL_STREAM_BYTES
+
 
 @dataclass(slots=True)
 class Unwritten:
@@ -67,7 +79,7 @@ class Unwritten:
         """Take a stream after more of its events; what the database holds of it stays what it was."""
         known = self.streams.get(folded.before.key)
         if known is None:
-            self.size += _size(folded.before.prescription) + _size(folded.prescription)
+            self.size += _size_of_stream(folded)
             self.streams[folded.before.key] = folded
             return
         counts = Counts()
@@ -110,7 +122,7 @@ class Unwritten:
         self.known = {place for place in self.known if place[0] != partition}
         for offsets in (self.first_offsets, self.next_offsets, self.leader_epochs):
             offsets.pop(partition, None)
-        self.size = sum(_size(one.before.prescription) + _size(one.prescription) for one in self.streams.values())
+        self.size = sum(map(_size_of_stream, self.streams.values()))
         self.size += sum(_size_of_record(one.record) for kept in self.items.values() for one in kept)
         self.size += sum(_size_of_record(one.record) for one in self.marks)
 
@@ -133,6 +145,11 @@ def is_well(folded: FoldedStream) -> bool:
 
 def _size_of_record(record: Record | None) -> int:
     return ITEM_BYTES + (0 if record is None else len(record.value or b""))
+
+
+def _size_of_stream(folded: FoldedStream) -> int:
+    """Before and after have most of their parts in common."""
+    return _size(folded.before.prescription) // 4 + _size(folded.prescription)
 
 
 def _size(prescription: Prescription | None) -> int:

@@ -6,7 +6,6 @@ over all of them, on this machine and others. A worker that dies is started agai
 
 from __future__ import annotations
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from ingest.decode import Decoder
 from ingest.lookup import lookup
 from ingest.partitioning import partitioner
 from ingest.readability import TooManyUnreadable
+from projector import garbage
 from projector.checkpoints import TopicMismatch
 from projector.read_model import ReadModel, RowsMissing
 from projector.runner import TooManyFailing, connect
@@ -202,7 +202,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         until=options.until,
         ends=options.ends,
     )
-    collect_garbage_rarely()
+    garbage.collect_rarely()
     try:
         worker.run()
     except (TopicMismatch, RowsMissing, TooManyUnreadable, TooManyFailing) as error:
@@ -214,17 +214,6 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
     finally:
         with suppress(BrokenPipeError):  # nobody counts any more: the fleet's process is gone
             counts.send(worker.counts)
-
-
-def collect_garbage_rarely() -> None:
-    """A batch makes some hundred thousand objects, none in a cycle, which all live until it is written.
-
-    The collector counts objects that live: with a limit well above a batch it does not look through each batch several
-    times for cycles that are not there (a sixth of a worker's time), and still finds those of the libraries.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(1_000_000, 20, 100)
 
 
 def _stop_with_parent(stopping: threading.Event) -> None:

@@ -28,7 +28,7 @@ from ingest.decode import Decoder
 from ingest.lookup import lookup
 from ingest.pacing import Pace
 from ingest.partitioning import partitioner
-from projector import checkpoints, decisions, generations, rebuild
+from projector import checkpoints, decisions, garbage, generations, rebuild
 from projector.batch import Position, Record
 from projector.checkpoints import Claim, FencingLost
 from projector.decisions import DecisionsDue
@@ -36,10 +36,10 @@ from projector.generations import Generation
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.runner import Batch, Lookup, OneByOne, Runner, TooManyFailing, connect
-from projector.unwritten import Unwritten
+from projector.unwritten import Unwritten, shares
 from rxstore import logs
 from rxstore.errors import Refused, ServerUnavailable, explained
-from rxstore.fleet import REMEMBERED_STREAMS, WorkerOptions, collect_garbage_rarely, make_reader
+from rxstore.fleet import REMEMBERED_STREAMS, WorkerOptions, make_reader
 from rxstore.probing import Prober
 from rxstore.progress import Progress
 from rxstore.store import Log
@@ -143,10 +143,12 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
         strict_check_character=options.strict_check_character,
     )
     read_model = ReadModel(options.schema)
-    collect_garbage_rarely()
+    garbage.collect_rarely()
     with connect(options.database_url) as connection:
         look_up = _either(archive, options)
-        runner = Runner(connection, read_model, decode, RecentStreams(REMEMBERED_STREAMS), look_up, options.keep_going)
+        build_bytes, besides = shares(options.build_bytes)
+        recent = RecentStreams(REMEMBERED_STREAMS + besides)
+        runner = Runner(connection, read_model, decode, recent, look_up, options.keep_going)
         pace = Pace(read_model)
         for partition in partitions:
             claim = checkpoints.claim(
@@ -160,9 +162,7 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
             )
             try:
                 ends = options.ends or {}
-                _Loading(runner, claim, pace).load(
-                    archive, options.batch_records, options.build_bytes, ends.get(partition)
-                )
+                _Loading(runner, claim, pace).load(archive, options.batch_records, build_bytes, ends.get(partition))
             except (ArchiveBroken, FencingLost, TooManyFailing) as error:
                 print(f"rxstore: {error}", file=sys.stderr, flush=True)
                 sys.exit(Refused.exit_code)

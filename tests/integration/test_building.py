@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Sequence
 from random import Random
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,7 +14,10 @@ from psycopg.types.json import Jsonb
 from projector import checkpoints, decisions, set_aside
 from projector.batch import Record
 from projector.decisions import DecisionsDue
+from projector.prescription import has_run_its_course
+from projector.read_model import ReadModel
 from projector.runner import Batch, OneByOne
+from projector.stream import Stream
 from projector.unwritten import Unwritten
 from tests.integration.projecting import (
     DECODE,
@@ -64,8 +69,22 @@ def build(database_url: str, log: Log, *, seed: int, largest: int, written_after
 
 @pytest.mark.parametrize(
     ("largest", "written_after", "remembered"),
-    [(100_000, (), 0), (40, (), 50), (40, range(1, 1000), 50), (15, range(3, 1000, 4), 0), (3, (2, 50, 51), 1000)],
-    ids=["at once", "at the end", "after every poll", "after every fourth poll, nothing remembered", "now and then"],
+    [
+        (100_000, (), 0),
+        (40, (), 50),
+        (40, range(1, 1000), 50),
+        (15, range(3, 1000, 4), 0),
+        (15, range(3, 1000, 4), 1000),
+        (3, (2, 50, 51), 1000),
+    ],
+    ids=[
+        "at once",
+        "at the end",
+        "after every poll",
+        "after every fourth poll, nothing remembered",
+        "after every fourth poll, everything remembered",
+        "now and then",
+    ],
 )
 def test_a_build_in_memory_has_the_rows_of_projecting(
     migrated_database_url, another_database_url, dirty_log, largest, written_after, remembered
@@ -76,6 +95,23 @@ def test_a_build_in_memory_has_the_rows_of_projecting(
     )
     assert rows(another_database_url) == rows(migrated_database_url)
     assert (built.folded, built.duplicates) == (counts.folded, counts.duplicates)
+
+
+def test_a_stream_that_was_written_is_not_loaded_again_unless_it_has_run_its_course(migrated_database_url, monkeypatch):
+    loaded: list[Stream] = []
+
+    def noted(read_model: ReadModel, *arguments: Any) -> dict[str, Stream]:
+        streams = load(read_model, *arguments)
+        loaded.extend(stream for stream in streams.values() if stream.prescription is not None)
+        return streams
+
+    load = ReadModel.load
+    monkeypatch.setattr(ReadModel, "load", noted)
+    build(
+        migrated_database_url, generated_log(300), seed=2, largest=15, written_after=range(3, 1000, 4), remembered=1000
+    )
+    assert loaded
+    assert all(stream.prescription and has_run_its_course(stream.prescription) for stream in loaded)
 
 
 def test_a_stream_whose_events_are_well_is_folded_as_they_come_and_keeps_none_of_them(migrated_database_url):
@@ -89,6 +125,20 @@ def test_a_stream_whose_events_are_well_is_folded_as_they_come_and_keeps_none_of
         assert not any(rows(migrated_database_url).values())
         write(one, unwritten)
     assert len(rows(migrated_database_url)["prescription"]) == 30
+
+
+def test_the_garbage_collector_passes_over_what_is_folded_in_memory(migrated_database_url):
+    log = generated_log(30)
+    unwritten = Unwritten()
+    with worker(migrated_database_url) as one:
+        one.runner.take(one.claims, batch(list(log.records())), unwritten)
+        try:
+            looked_at = {id(found) for found in gc.get_objects()}
+            assert not looked_at & {id(stream.prescription) for stream in unwritten.streams.values()}
+        finally:
+            gc.unfreeze()
+        looked_at = {id(found) for found in gc.get_objects()}
+        assert looked_at >= {id(stream.prescription) for stream in unwritten.streams.values()}
 
 
 def test_what_was_taken_of_a_partition_that_goes_is_built_by_whoever_gets_it(
