@@ -48,7 +48,9 @@ Poll = tuple[int, list[Record]]
 @click.command()
 @click.option("--events", default=100_000, show_default=True)
 @click.option("--batch-records", default=BATCH_RECORDS, show_default=True)
-@click.option("--remembered", default=fleet.REMEMBERED_STREAMS, show_default=True, help="Streams kept in memory.")
+@click.option(
+    "--remembered", default=fleet.REMEMBERED_BYTES, show_default=True, help="Bytes of streams kept in memory."
+)
 @click.option("--top", default=40, show_default=True, help="So many functions of cProfile's.")
 @click.option("--sort", default="tottime", show_default=True, help="tottime or cumtime.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")

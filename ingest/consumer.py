@@ -33,7 +33,7 @@ from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.runner import Batch, OneByOne, Runner
 from projector.stream import Counts
-from projector.unwritten import Unwritten, shares
+from projector.unwritten import Unwritten
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Worker:
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
     With ``keep_going`` it also sets aside what looks like a bad deploy. ``build_bytes`` is the memory in which a
     generation that is being built is folded until this worker is near the end for the first time; 0 for none. Besides
-    what is not written yet it holds streams that were, more than the ``remembered_streams`` of any worker. For a
+    what is not written yet it holds streams that were, more than the ``remembered_bytes`` of any worker. For a
     generation that is built as of a time, ``until``, partitions end at ``ends``: nothing from there on is read.
     """
 
@@ -69,14 +69,14 @@ class Worker:
     connect: Callable[[], psycopg.Connection[Any]]
     owner: str
     batch_records: int
-    remembered_streams: int
+    remembered_bytes: int
     stopping: Event
     keep_going: bool = False
     build_bytes: int = 0
     until: datetime | None = None
     ends: Mapping[int, int] | None = None
     counts: Counts = field(default_factory=Counts)
-    _unwritten: Unwritten = field(default_factory=Unwritten)
+    _unwritten: Unwritten = field(init=False)
     _one_by_one_to: dict[int, int] = field(default_factory=dict)
     _claims: dict[int, Claim] = field(default_factory=dict)
     _readability: Readability = field(default_factory=Readability)
@@ -91,6 +91,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._pace = Pace(self.read_model)
+        self._unwritten = Unwritten(self.build_bytes)
 
     def run(self) -> None:
         """Project until asked to stop; TopicMismatch when the topic is not what the generation was built from."""
@@ -334,7 +335,7 @@ class Worker:
             return True
         if self.build_bytes and not self._is_far_behind():
             self.build_bytes = 0
-            self._live().recent.limit = self.remembered_streams
+            self._live().recent.allow(0)
         self._one_by_one_to = {
             number: offset
             for number, offset in self._one_by_one_to.items()
@@ -348,8 +349,7 @@ class Worker:
         return left > self.batch_records
 
     def _is_time_to_write(self) -> bool:
-        most, _ = shares(self.build_bytes)
-        return self._unwritten.size >= most or not self._is_far_behind()
+        return self._unwritten.is_full or not self._is_far_behind()
 
     def _reached(self, claim: Claim) -> int:
         """Return the next offset of a partition to be read."""
@@ -568,8 +568,7 @@ class Worker:
 
     def _live(self) -> Runner:
         if self._runner is None or self._runner.connection.closed:
-            _, besides = shares(self.build_bytes)
-            recent = RecentStreams(self.remembered_streams + besides)
+            recent = RecentStreams(self.remembered_bytes)
             self._runner = Runner(self.connect(), self.read_model, self.decode, recent, self.lookup, self.keep_going)
         return self._runner
 

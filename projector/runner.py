@@ -243,6 +243,8 @@ class Runner:
             unwritten.keep(key, items)
         unwritten.mark(arrivals.marks)
         unwritten.pass_over(known, passed_over.counts.duplicates)
+        self.recent.drop(arrivals.by_stream.keys() - kept.keys())  # what is not written yet is newer
+        self.recent.allow(unwritten.room)
         garbage.pass_over_what_lives()
 
     def write(self, claims: Mapping[int, Claim], unwritten: Unwritten) -> Counts:
@@ -254,7 +256,6 @@ class Runner:
         schema = self.read_model.schema
         bounds = {n: (unwritten.first_offsets[n], end - 1) for n, end in unwritten.next_offsets.items()}
         done = _Done(Counts(quarantined=len(unwritten.marks), duplicates=unwritten.duplicates))
-        self.recent.drop(unwritten.streams)  # older than what is about to be written
         try:
             with self.connection.transaction(), self.connection.cursor() as cursor:
                 checkpoints.move(cursor, schema, claims, unwritten.next_offsets, unwritten.leader_epochs)
@@ -273,6 +274,7 @@ class Runner:
         except BaseException:
             self.recent.forget()
             raise
+        self.recent.allow(unwritten.bound)
         self.recent.keep(done.streams)
         _report(done.failed)
         self._look_again(done, unwritten.marks)

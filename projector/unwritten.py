@@ -10,41 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from projector.batch import Accepted, Quarantined, Record
-from projector.prescription import Prescription
+from projector.batch import Accepted, Quarantined
+from projector.sizes import size_of_record, size_of_stream
 from projector.stream import Counts, FoldedStream, SetAside, Stream
 
 Item = Accepted | Quarantined
 
-# What the parts of a stream take in CPython on a 64-bit machine, in bytes, rounded up: a test holds them against what
-# the interpreter takes for generated ones.
-STREAM_BYTES = 2_500
-PART_BYTES = 700
-EVENT_BYTES = 30
-ITEM_BYTES = 2_500
-
-# An acute prescription with three items, dispensed once.
-USUAL_STREAM_BYTES = STREAM_BYTES + 6 * PART_BYTES
-
-
-def shares(build_bytes: int) -> tuple[int, int]:
-    """Share the memory of a build: bytes for what is not written yet, and how many written streams may be remembered.
-
-    A stream that is not remembered is loaded when more of its events come, which costs as much as folding several.
-    """
-    half = build_bytes // 2
-    return half, half // USUAL_STREAM_BYTES
+# Of the bound: the rest is for streams that were written and have more events to come.
+FULL = 3 / 4
 
 
 @dataclass(slots=True)
 class Unwritten:
     """Streams as they are after what was read since the last write, and the records for which that does not go.
 
-    ``first_offsets`` and ``next_offsets`` say what of each partition is in here; ``size`` is in bytes, estimated.
+    ``first_offsets`` and ``next_offsets`` say what of each partition is in here; ``size`` is in bytes, estimated, and
+    ``bound`` the memory for all of this and for what is remembered of streams that were written.
     ``known`` are partition and offset of records that had been set aside before they were read, as after a rewind, and
     were passed over; ``duplicates`` of them belong to a stream.
     """
 
+    bound: int = 0
     streams: dict[str, FoldedStream] = field(default_factory=dict)
     items: dict[str, list[Item]] = field(default_factory=dict)
     marks: list[SetAside] = field(default_factory=list)
@@ -57,6 +43,19 @@ class Unwritten:
 
     def __bool__(self) -> bool:
         return bool(self.next_offsets)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to write."""
+        return self.size >= self.bound * FULL
+
+    @property
+    def room(self) -> int:
+        """Return how many bytes of written streams may be remembered beside what is in here.
+
+        One that is not remembered is loaded when more of its events come, which costs as much as folding several.
+        """
+        return max(0, self.bound - self.size)
 
     def stream(self, key: str) -> Stream | None:
         """Return a stream as it is after what is in here; None when nothing of it is, or only its events are."""
@@ -79,13 +78,13 @@ class Unwritten:
         """Take a stream after more of its events; what the database holds of it stays what it was."""
         known = self.streams.get(folded.before.key)
         if known is None:
-            self.size += _size_of_stream(folded)
+            self.size += _size_of(folded)
             self.streams[folded.before.key] = folded
             return
         counts = Counts()
         counts.add(known.counts)
         counts.add(folded.counts)
-        self.size += _size(folded.prescription) - _size(known.prescription)
+        self.size += size_of_stream(folded.prescription) - size_of_stream(known.prescription)
         self.streams[folded.before.key] = FoldedStream(
             before=known.before,
             prescription=folded.prescription,
@@ -101,13 +100,13 @@ class Unwritten:
         kept = self.items.setdefault(key, [])
         for item in items:
             kept.append(item)
-            self.size += _size_of_record(item.record)
+            self.size += size_of_record(item.record)
 
     def mark(self, marks: Iterable[SetAside]) -> None:
         """Keep records that belong to no stream."""
         for record in marks:
             self.marks.append(record)
-            self.size += _size_of_record(record.record)
+            self.size += size_of_record(record.record)
 
     def pass_over(self, known: Iterable[tuple[int, int]], duplicates: int) -> None:
         """Note records that were passed over."""
@@ -122,9 +121,9 @@ class Unwritten:
         self.known = {place for place in self.known if place[0] != partition}
         for offsets in (self.first_offsets, self.next_offsets, self.leader_epochs):
             offsets.pop(partition, None)
-        self.size = sum(map(_size_of_stream, self.streams.values()))
-        self.size += sum(_size_of_record(one.record) for kept in self.items.values() for one in kept)
-        self.size += sum(_size_of_record(one.record) for one in self.marks)
+        self.size = sum(map(_size_of, self.streams.values()))
+        self.size += sum(size_of_record(one.record) for kept in self.items.values() for one in kept)
+        self.size += sum(size_of_record(one.record) for one in self.marks)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -143,22 +142,6 @@ def is_well(folded: FoldedStream) -> bool:
     )
 
 
-def _size_of_record(record: Record | None) -> int:
-    return ITEM_BYTES + (0 if record is None else len(record.value or b""))
-
-
-def _size_of_stream(folded: FoldedStream) -> int:
+def _size_of(folded: FoldedStream) -> int:
     """Before and after have most of their parts in common."""
-    return _size(folded.before.prescription) // 4 + _size(folded.prescription)
-
-
-def _size(prescription: Prescription | None) -> int:
-    if prescription is None:
-        return 0
-    parts = (
-        len(prescription.issues)
-        + len(prescription.notifications)
-        + len(prescription.cancellations)
-        + len(prescription.prescribed.line_items)
-    )
-    return STREAM_BYTES + PART_BYTES * parts + EVENT_BYTES * prescription.version
+    return size_of_stream(folded.before.prescription) // 4 + size_of_stream(folded.prescription)

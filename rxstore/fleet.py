@@ -44,7 +44,7 @@ HEARTBEAT_MS = 1_000
 # How long until a worker notices that partitions were added. One that joined before its client knew the topic, which
 # kafka-python lets happen, has no partition until then.
 METADATA_MS = 5_000
-REMEMBERED_STREAMS = 20_000  # about 100 MB of a worker's memory
+REMEMBERED_BYTES = 125_000_000  # some 15,000 streams; the estimate is above what they take
 FETCH_BYTES = 4 * 1024 * 1024
 READER_BOOTSTRAP_MS = 5_000  # somebody waits for what it reads
 STOP_SECONDS = 30.0
@@ -196,7 +196,7 @@ def _work(options: WorkerOptions, index: int, counts: Pipe) -> None:
         owner=_owner(),
         batch_records=options.batch_records,
         build_bytes=options.build_bytes,
-        remembered_streams=REMEMBERED_STREAMS,
+        remembered_bytes=REMEMBERED_BYTES,
         stopping=stopping,
         keep_going=options.keep_going,
         until=options.until,

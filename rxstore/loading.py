@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,10 +36,10 @@ from projector.generations import Generation
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.runner import Batch, Lookup, OneByOne, Runner, TooManyFailing, connect
-from projector.unwritten import Unwritten, shares
+from projector.unwritten import Unwritten
 from rxstore import logs
 from rxstore.errors import Refused, ServerUnavailable, explained
-from rxstore.fleet import REMEMBERED_STREAMS, WorkerOptions, make_reader
+from rxstore.fleet import REMEMBERED_BYTES, WorkerOptions, make_reader
 from rxstore.probing import Prober
 from rxstore.progress import Progress
 from rxstore.store import Log
@@ -146,8 +146,7 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
     garbage.collect_rarely()
     with connect(options.database_url) as connection:
         look_up = _either(archive, options)
-        build_bytes, besides = shares(options.build_bytes)
-        recent = RecentStreams(REMEMBERED_STREAMS + besides)
+        recent = RecentStreams(REMEMBERED_BYTES)
         runner = Runner(connection, read_model, decode, recent, look_up, options.keep_going)
         pace = Pace(read_model)
         for partition in partitions:
@@ -162,7 +161,9 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
             )
             try:
                 ends = options.ends or {}
-                _Loading(runner, claim, pace).load(archive, options.batch_records, build_bytes, ends.get(partition))
+                _Loading(runner, claim, pace, Unwritten(options.build_bytes)).load(
+                    archive, options.batch_records, ends.get(partition)
+                )
             except (ArchiveBroken, FencingLost, TooManyFailing) as error:
                 print(f"rxstore: {error}", file=sys.stderr, flush=True)
                 sys.exit(Refused.exit_code)
@@ -195,16 +196,16 @@ class _Loading:
     runner: Runner
     claim: Claim
     pace: Pace
-    unwritten: Unwritten = field(default_factory=Unwritten)
+    unwritten: Unwritten
 
-    def load(self, archive: Archive, batch_records: int, build_bytes: int, until: int | None) -> None:
+    def load(self, archive: Archive, batch_records: int, until: int | None) -> None:
         """Fold what the archive has, up to offset ``until`` if the partition ends there for this generation."""
         end = archive.next_offset(self.claim.partition) or 0
         if until is not None:
             end = min(end, until)
-        if build_bytes:
+        if self.unwritten.bound:
             try:
-                self._build(self._records(archive, end), batch_records, build_bytes)
+                self._build(self._records(archive, end), batch_records)
             except OneByOne as error:
                 log.info("reading again, batch by batch: %s", error, extra={"action": "one_by_one"})
                 self.unwritten.clear()
@@ -220,7 +221,7 @@ class _Loading:
         records = archive.records(self.claim.partition, self.claim.next_offset)
         return takewhile(lambda record: record.position.offset < end, records)
 
-    def _build(self, waiting: Iterator[Record], batch_records: int, build_bytes: int) -> None:
+    def _build(self, waiting: Iterator[Record], batch_records: int) -> None:
         """Fold in memory, and write when that is full and at the end."""
         number = self.claim.partition
         while records := list(islice(waiting, self._room(batch_records))):
@@ -239,7 +240,7 @@ class _Loading:
                 else:
                     self.pace.passed(batch)
                     break
-            if self.unwritten.size >= build_bytes:
+            if self.unwritten.is_full:
                 self._write()
         self._write()
 

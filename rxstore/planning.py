@@ -24,7 +24,7 @@ from projector.recent import RecentStreams
 from projector.runner import Batch, Runner, connect
 from rxstore import broker, store
 from rxstore.errors import ServerUnavailable
-from rxstore.fleet import REMEMBERED_STREAMS, make_reader
+from rxstore.fleet import REMEMBERED_BYTES, make_reader
 from rxstore.settings import Settings
 from rxstore.store import Log
 
@@ -271,7 +271,7 @@ def _project(settings: Settings, log: Log, records: Sequence[Record], session: p
     number, first = records[0].position.partition, records[0].position.offset
     claim = checkpoints.claim(session, schema, log.name, number, owner="plan", topic_id=None, first=first)
     session.execute(f"UPDATE {schema}.checkpoint SET decisions_applied = {NO_DECISION_IS_DUE}".encode())
-    runner = Runner(session, ReadModel(schema), decode, RecentStreams(REMEMBERED_STREAMS), lambda _: {}, True)
+    runner = Runner(session, ReadModel(schema), decode, RecentStreams(REMEMBERED_BYTES), lambda _: {}, True)
     began = time.monotonic()
     # One batch: the temporary tables of a batch are emptied by its commit, and here there is none.
     end = records[-1].position.offset + 1

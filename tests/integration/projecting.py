@@ -22,6 +22,7 @@ from projector.projection import by_stream
 from projector.read_model import ReadModel
 from projector.recent import RecentStreams
 from projector.runner import Batch, Runner, connect
+from projector.sizes import STREAM_BYTES
 from projector.stream import Counts, FoldedStream, Stream, fold
 from rxstore.generator import lifecycles, records
 
@@ -127,7 +128,7 @@ def worker(
         def lookup(positions: Iterable[Position]) -> dict[Position, Record]:
             return {position: by_position[position] for position in positions if position in by_position}
 
-        recent = RecentStreams(remembered)
+        recent = RecentStreams(remembered * STREAM_BYTES)
         yield FakeWorker(Runner(connection, ReadModel(schema), DECODE, recent, lookup, keep_going), claims)
 
 
