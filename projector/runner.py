@@ -64,7 +64,7 @@ SESSION_OPTIONS = {
 Items = Mapping[str, list[Accepted | Quarantined]]
 Lookup = Callable[[Iterable[Position]], dict[Position, Record]]
 # Streams whose rows are made at once when much is written: their rows take more memory than the streams do.
-WRITTEN_AT_ONCE = 10_000
+WRITTEN_AT_ONCE = 5_000
 # SQLSTATE classes 22 and 23, and what the driver itself refuses to send.
 DATA_REFUSED = (psycopg.DataError, psycopg.IntegrityError)
 THE_WORLDS = (psycopg.Error, RowsMissing, *defects.THE_MACHINES)
