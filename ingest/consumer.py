@@ -335,7 +335,8 @@ class Worker:
             return True
         if self.build_bytes and not self._is_far_behind():
             self.build_bytes = 0
-            self._live().recent.allow(0)
+            if self._runner is not None:
+                self._runner.recent.allow(0)
         self._one_by_one_to = {
             number: offset
             for number, offset in self._one_by_one_to.items()
