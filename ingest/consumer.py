@@ -54,8 +54,8 @@ class Worker:
 
     ``partitions`` is the number of partitions that the generation was built from; ``batch_records`` bounds a batch.
     With ``keep_going`` it also sets aside what looks like a bad deploy. ``build_bytes`` is the memory in which a
-    generation that is being built is folded until this worker is near the end for the first time; 0 for none. Besides
-    what is not written yet it holds streams that were, more than the ``remembered_bytes`` of any worker. For a
+    generation that is being built is folded until this worker is near the end for the first time; 0 for none. It
+    holds what is not written yet and, beyond the ``remembered_bytes`` of any worker, streams that were. For a
     generation that is built as of a time, ``until``, partitions end at ``ends``: nothing from there on is read.
     """
 

@@ -16,8 +16,8 @@ from projector.stream import Counts, FoldedStream, SetAside, Stream
 
 Item = Accepted | Quarantined
 
-# Of the bound: the rest is for streams that were written and have more events to come.
-FULL = 3 / 4
+# Of the bound; the rest is for streams that were written and have more events to come.
+UNWRITTEN_SHARE = 3 / 4
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Unwritten:
     @property
     def is_full(self) -> bool:
         """Whether it is time to write."""
-        return self.size >= self.bound * FULL
+        return self.size >= self.bound * UNWRITTEN_SHARE
 
     @property
     def room(self) -> int:

@@ -44,7 +44,7 @@ HEARTBEAT_MS = 1_000
 # How long until a worker notices that partitions were added. One that joined before its client knew the topic, which
 # kafka-python lets happen, has no partition until then.
 METADATA_MS = 5_000
-REMEMBERED_BYTES = 100_000_000  # some 12,000 streams; the estimate is above what they take
+REMEMBERED_BYTES = 100_000_000  # some 10,700 generated ones that have not run their course
 FETCH_BYTES = 4 * 1024 * 1024
 READER_BOOTSTRAP_MS = 5_000  # somebody waits for what it reads
 STOP_SECONDS = 30.0

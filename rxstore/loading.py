@@ -159,6 +159,7 @@ def _load(options: WorkerOptions, directory: Path, partitions: Sequence[int]) ->
                 topic_id=options.topic_id,
                 first=archive.first_offset(partition) or 0,
             )
+            recent.forget()  # nothing that was loaded under a claim outlives it
             try:
                 ends = options.ends or {}
                 _Loading(runner, claim, pace, Unwritten(options.build_bytes)).load(
