@@ -25,7 +25,7 @@ from ingest.lookup import Lookup, record_of
 from ingest.pacing import Pace
 from ingest.readability import Readability
 from ingest.retry import Backoff
-from projector import checkpoints, decisions, erasure, set_aside
+from projector import checkpoints, decisions, erasure, garbage, set_aside
 from projector.batch import Accepted, Decode, Quarantined
 from projector.checkpoints import Claim, FencingLost, Held, TopicMismatch
 from projector.decisions import DecisionsDue
@@ -337,6 +337,7 @@ class Worker:
             self.build_bytes = 0
             if self._runner is not None:
                 self._runner.recent.allow(0)
+            garbage.collect()  # what was passed over while it was built is looked at again
         self._one_by_one_to = {
             number: offset
             for number, offset in self._one_by_one_to.items()

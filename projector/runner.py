@@ -16,10 +16,11 @@ from typing import Any
 import psycopg
 from psycopg import Connection, IsolationLevel
 
-from projector import checkpoints, decisions, defects, erasure, garbage, set_aside
+from projector import checkpoints, decisions, defects, erasure, set_aside
 from projector.batch import Accepted, Decode, FieldError, Position, Quarantined, Reason, Record
 from projector.checkpoints import Claim, Held
 from projector.decisions import Decision, DecisionsDue
+from projector.garbage import BuildGarbage
 from projector.lately import LAST_RECORDS, Lately
 from projector.projection import Arrivals, Projected, by_stream, project
 from projector.read_model import ReadModel, RowsMissing
@@ -147,6 +148,7 @@ class Runner:
     lookup: Lookup
     keep_going: bool = False
     failing: Lately = field(default_factory=Lately)
+    _garbage: BuildGarbage = field(default_factory=BuildGarbage)
 
     def project_batch(self, claims: Mapping[int, Claim], batch: Batch) -> Counts:
         """Fold a batch into the read model and move its checkpoints, all or nothing.
@@ -245,7 +247,7 @@ class Runner:
         unwritten.pass_over(known, passed_over.counts.duplicates)
         self.recent.drop(arrivals.by_stream.keys() - kept.keys())  # what is not written yet is newer
         self.recent.allow(unwritten.room)
-        garbage.pass_over_what_lives()
+        self._garbage.folded()
 
     def write(self, claims: Mapping[int, Claim], unwritten: Unwritten) -> Counts:
         """Write what was folded in memory and move its checkpoints, all or nothing; ``unwritten`` is empty then.
@@ -279,7 +281,10 @@ class Runner:
         _report(done.failed)
         self._look_again(done, unwritten.marks)
         unwritten.clear()
-        return done.counts
+        counts = done.counts
+        del done  # else what was written still lived
+        self._garbage.written()
+        return counts
 
     def _save_folded(self, streams: Iterable[FoldedStream]) -> None:
         try:

@@ -8,7 +8,7 @@ hot path (``schemas.incoming``) calls the same functions, after the JSON Schema 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, validates_schema
 
@@ -132,6 +132,14 @@ class ContractSchema(Schema):
         """Refuse what breaks the rules between members."""
         if broken := list(self.rules(original)):
             raise ValidationError({path: [message] for path, message in broken})
+
+    def handle_error(self, error: ValidationError, data: object, **kwargs: object) -> NoReturn:
+        """Raise the error anew.
+
+        The frame in which marshmallow raises it refers to it, and it to that frame: a cycle for each refused payload,
+        with whatever exception is being handled meanwhile and all that its frames hold, until garbage is collected.
+        """
+        raise ValidationError(error.messages, data=error.data, valid_data=error.valid_data)
 
     @staticmethod
     def rules(data: Mapping[str, Any]) -> Iterator[Broken]:

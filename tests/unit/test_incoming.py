@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, date, datetime
 from typing import Any, get_args
@@ -695,6 +698,28 @@ def test_an_error_says_what_was_expected() -> None:
         "data.nominatedDispenser": "must be an object or null",
         "data.daysSupply": "must be a whole number from 1 to 999",
     }
+
+
+def test_what_a_refused_payload_took_goes_at_once_also_while_another_exception_is_handled() -> None:
+    class Held(Exception):
+        """Stands for whatever is being handled while a record is read."""
+
+    payload = created(line_items=[prescribed_item(FIRST_ITEM_ID), {"id": "x"}])
+    payload["data"]["prescribingOrganisation"] = {"ods": "?"}
+    assert len(refused(payload)) > 1
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            raise Held
+        except Held as held:
+            still = weakref.ref(held)
+            with suppress(ContractViolation):
+                event(payload)
+        assert still() is None
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_violation_reads_as_a_list_of_paths() -> None:
